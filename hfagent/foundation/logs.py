@@ -1,0 +1,139 @@
+"""Log set-up: one handler, redacted, bounded; third-party loggers that print data are capped.
+
+Formats: `text` for a terminal, `json` (one object a line) for files and collectors, `journal` for systemd: the message with
+its `<priority>` prefix, because the journal adds the rest. Extra fields of a record (`extra={"connector": ...}`) are kept.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.handlers
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Final
+
+from hfagent.foundation.redaction import _STANDARD, RedactingFilter
+
+__all__ = ["level_number", "set_up"]
+
+_PRIORITY: Final = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
+
+_CAPPED: Final = (
+    "pygls",
+    "asyncio",
+    "urllib3",
+    "botocore",
+    "snowflake",
+    "watchdog",
+    "keyring",
+    "psycopg",
+    "pymysql",
+    "sqlglot",
+)
+"""Loggers that print payloads, parameters or passwords at INFO or DEBUG."""
+
+
+def level_number(name: str) -> int:
+    """`info` → 20."""
+    return int(logging.getLevelNamesMapping()[name.upper()])
+
+
+def set_up(
+    *,
+    level: str = "info",
+    format: str = "auto",
+    file: Path | None = None,
+    max_bytes: int = 10_000_000,
+    stream: object = None,
+) -> None:
+    """Configure the root logger. `file` rotates at `max_bytes` (one old file is kept, mode 0600); default: stderr."""
+    handler: logging.Handler
+    if file is not None:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        previous = os.umask(0o077)
+        try:
+            handler = logging.handlers.RotatingFileHandler(
+                file, maxBytes=max_bytes, backupCount=1, encoding="utf-8", delay=False
+            )
+        finally:
+            os.umask(previous)
+    else:
+        handler = logging.StreamHandler(stream or sys.stderr)  # type: ignore[arg-type]
+    handler.setFormatter(_formatter(_chosen(format, file)))
+    handler.addFilter(RedactingFilter())
+    root = logging.getLogger()
+    for old in list(root.handlers):
+        root.removeHandler(old)
+        old.close()
+    root.addHandler(handler)
+    root.setLevel(level_number(level))
+    for name in _CAPPED:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    sys.excepthook = _log_uncaught
+    logging.captureWarnings(True)
+    logging.raiseExceptions = False  # a failing handler must not print the record's arguments to stderr
+
+
+def _chosen(format: str, file: Path | None) -> str:
+    if format != "auto":
+        return format
+    if file is None and os.environ.get("JOURNAL_STREAM"):
+        return "journal"
+    return "text" if file is None and sys.stderr.isatty() else "json"
+
+
+def _formatter(format: str) -> logging.Formatter:
+    return {"json": _JsonFormatter, "journal": _JournalFormatter, "text": _TextFormatter}[format]()
+
+
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    return {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "at": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_fields(record),
+        }
+        if record.exc_text:
+            line["trace"] = record.exc_text
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+class _TextFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        at = time.strftime("%H:%M:%S", time.localtime(record.created))
+        extra = " ".join(f"{key}={value}" for key, value in _fields(record).items())
+        text = f"{at} {record.levelname:<7} {record.name.removeprefix('hfagent.')}: {_one_line(record.getMessage())}"
+        text += f"  [{extra}]" if extra else ""
+        return f"{text}\n{record.exc_text}" if record.exc_text else text
+
+
+class _JournalFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        prefix = f"<{_PRIORITY.get(record.levelname, 6)}>"
+        extra = " ".join(f"{key}={value}" for key, value in _fields(record).items())
+        text = f"{record.name.removeprefix('hfagent.')}: {record.getMessage()}" + (f" [{extra}]" if extra else "")
+        lines = [text, *(record.exc_text.split("\n") if record.exc_text else [])]
+        return "\n".join(prefix + line for line in lines)
+
+
+def _one_line(text: str) -> str:
+    """Control characters (a server's error text may carry escape sequences) are shown, not sent to the terminal."""
+    return "".join(c if c.isprintable() or c == " " else repr(c)[1:-1] for c in text)
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException, trace: object) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        return
+    logging.getLogger("hfagent").critical("uncaught", exc_info=(kind, error, error.__traceback__))
+    if not logging.getLogger().handlers:
+        traceback.print_exception(error, limit=-3, file=sys.stderr)

@@ -1,0 +1,13 @@
+"""Base of all values that cross a boundary."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+__all__ = ["Value"]
+
+
+class Value(BaseModel):
+    """Frozen, strict about unknown fields, names as on the wire."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_enum_values=True, validate_default=False)
