@@ -8,6 +8,7 @@ pytest.register_assert_rewrite("tests.fixtures")
 
 pytest_plugins = (
     "tests.fixtures.canary",
+    "tests.fixtures.daemon",
     "tests.fixtures.mariadb",
     "tests.fixtures.mysql8",
     "tests.fixtures.ports",

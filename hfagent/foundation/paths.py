@@ -34,6 +34,16 @@ class AgentPaths:
         self._socket = socket or env.get("HFAGENT_SOCK") or ""
         self._config = config_file or env.get("HFAGENT_CONFIG") or ""
 
+    def arguments(self) -> list[str]:
+        """Return options that give another process the same paths, whatever its directory and environment."""
+        chosen = {"--data-dir": self._chosen, "--socket": self._socket, "--config": self._config}
+        return [
+            word
+            for flag, value in chosen.items()
+            if value
+            for word in (flag, str(Path(value).expanduser().absolute()))
+        ]
+
     @property
     def data_dir(self) -> Path:
         """Everything the agent must not lose."""

@@ -99,6 +99,10 @@ class BaseConnector(Generic[ConfigT]):
     def test(self, probe: Probe) -> None:
         """Run the test stages in order (connector specification §0.3). Changes nothing, leaves nothing open."""
 
+    def namespaces(self, connection: Any, request: SchemaRequest | None = None) -> tuple[str, ...]:
+        """Resolve the namespaces that a discovery looks at; a type without namespaces has none."""
+        return self.context.output_schemas
+
     @abstractmethod
     def read_schema(self, connection: Any, request: SchemaRequest) -> Iterator[Stream]:
         """Yield the streams, set-based and bounded in memory. A stream that cannot be described carries a warning."""

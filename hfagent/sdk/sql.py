@@ -14,7 +14,7 @@ import fnmatch
 import statistics
 import time
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, TypeVar
 
 from hfagent.foundation.errors import AgentError, NotFound, UserError
@@ -33,6 +33,8 @@ _STAGE_OF_CODE = {
     "net.tunnel_auth": "tunnel",
     "net.tunnel_hostkey": "tunnel",
     "net.proxy": "tunnel",
+    "net.protocol": "auth",
+    "net.reset": "auth",
     "net": "tcp",
     "tls": "tls",
     "auth": "auth",
@@ -144,12 +146,15 @@ class SQLBase(BaseConnector[SqlConfigT], Queryable, Explainable, Cancellable, In
         if stream.columns and (missing := sorted(used - known.keys())):
             raise NotFound(f"{stream.id} has no column {missing[0]!r}", code="column.not_found")
         params: list[Any] = []
-        sql = f"SELECT {', '.join(self.projection(known.get(n), n) for n in names)}"
-        sql += f" FROM {self.qualified(stream.namespace, stream.name)}"
+        # With bound values the driver looks for placeholders in the whole text: a % in a name must not be taken for one.
+        binds = any(not bound.operator.startswith("is ") for bound in request.bounds)
+        literal: Callable[[str], str] = _double_percent if binds and "%" in self.placeholder else str
+        sql = literal(f"SELECT {', '.join(self.projection(known.get(n), n) for n in names)}")
+        sql += literal(f" FROM {self.qualified(stream.namespace, stream.name)}")
         if request.bounds:
-            sql += " WHERE " + " AND ".join(self._condition(bound, known, params) for bound in request.bounds)
+            sql += " WHERE " + " AND ".join(self._condition(bound, known, params, literal) for bound in request.bounds)
         if request.order_by:
-            sql += " ORDER BY " + ", ".join(self.quote(name) for name in request.order_by)
+            sql += literal(" ORDER BY " + ", ".join(self.quote(name) for name in request.order_by))
         if request.limit is not None:
             sql += f" LIMIT {int(request.limit)}"
         return sql, tuple(params)
@@ -162,8 +167,8 @@ class SQLBase(BaseConnector[SqlConfigT], Queryable, Explainable, Cancellable, In
         """How a bound value is compared: with the exact type of its column, so that no precision is lost (§0.7)."""
         return placeholder
 
-    def _condition(self, bound: Bound, known: dict[str, Any], params: list[Any]) -> str:
-        name = self.quote(bound.column)
+    def _condition(self, bound: Bound, known: dict[str, Any], params: list[Any], literal: Callable[[str], str]) -> str:
+        name = literal(self.quote(bound.column))
         if bound.operator in ("is null", "is not null"):
             return f"{name} {bound.operator.upper()}"
         params.append(bound.value)
@@ -173,9 +178,11 @@ class SQLBase(BaseConnector[SqlConfigT], Queryable, Explainable, Cancellable, In
 
     def namespaces(self, connection: Any, request: SchemaRequest | None = None) -> tuple[str, ...]:
         """Resolve `output_schemas`: the configured ones, else the owned ones; narrowed by the request."""
-        allowed = self.context.output_schemas or self.owned_namespaces(connection)
+        allowed = self.context.output_schemas
         wanted = request.namespaces if request else ()
-        return tuple(n for n in allowed if n in wanted) if wanted else tuple(allowed)
+        if wanted:
+            return tuple(n for n in wanted if n in allowed) if allowed else wanted
+        return allowed or self.owned_namespaces(connection)
 
     def require_namespace(self, namespace: str | None) -> None:
         """Raise `UserError` when `output_schemas` is set and does not contain the namespace."""
@@ -272,6 +279,10 @@ class SQLBase(BaseConnector[SqlConfigT], Queryable, Explainable, Cancellable, In
 def stage_of(error: AgentError) -> str:
     """Return the test stage that an error of `connect` belongs to."""
     return error.stage or _STAGE_OF_CODE.get(error.code) or _STAGE_OF_CODE.get(error.code.split(".")[0], "auth")
+
+
+def _double_percent(text: str) -> str:
+    return text.replace("%", "%%")
 
 
 def matches(text: str, include: Iterable[str], exclude: Iterable[str]) -> bool:

@@ -1,0 +1,166 @@
+"""Reaching the server: a TCP or local socket by a deadline, and what the operating system's and OpenSSL's errors mean."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+import threading
+from pathlib import Path
+from typing import Final
+
+from hfagent.connectors._mysql_config import MySQLFamilyConfig
+from hfagent.foundation.clock import Deadline
+from hfagent.foundation.errors import AgentError, ConfigError, SourceError
+
+__all__ = ["dial", "socket_error"]
+
+_USER_TIMEOUT_MS: Final = 60_000
+_UNREACHABLE: Final = frozenset(
+    {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN, errno.EADDRNOTAVAIL}
+)
+
+
+def dial(config: MySQLFamilyConfig, deadline: Deadline, allowed_paths: tuple[Path, ...]) -> socket.socket:
+    """Connect to the configured address. Raises `AgentError`; ends by `deadline`."""
+    if config.unix_socket is not None:
+        return _dial_local(config.unix_socket, deadline, allowed_paths)
+    host = config.host or "localhost"
+    failure: OSError | None = None
+    for family, kind, protocol, _, address in _resolve(host, config.port, deadline):
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.settimeout(max(deadline.bounded(3600.0), 0.001))
+            sock.connect(address)
+            _tune(sock, config.keepalive_s)
+        except OSError as exc:
+            sock.close()
+            failure = exc
+            continue
+        return sock
+    raise socket_error(failure or TimeoutError(), f"{host}:{config.port}") from failure
+
+
+def socket_error(error: OSError, where: str) -> AgentError:
+    """Classify an error of the operating system, the resolver or OpenSSL."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _certificate_error(error, where)
+    if isinstance(error, ssl.SSLError):
+        return _tls_error(error, where)
+    if isinstance(error, socket.gaierror):
+        return SourceError(
+            f"the host name of {where} could not be resolved: {error.strerror}", code="net.dns",
+            hint="check the spelling of `host`, and the agent's name servers",
+        )  # fmt: skip
+    if isinstance(error, TimeoutError):
+        return SourceError(
+            f"no answer from {where}",
+            code="net.timeout",
+            hint="check host and port, and firewalls between the agent and the server",
+        )
+    if isinstance(error, ConnectionRefusedError | FileNotFoundError):
+        return SourceError(
+            f"nothing listens at {where}",
+            code="net.refused",
+            hint="check the address, and that the server runs and listens there",
+        )
+    if error.errno in _UNREACHABLE:
+        return SourceError(
+            f"there is no route to {where}", code="net.unreachable", hint="check the network of the agent's machine"
+        )
+    if isinstance(error, PermissionError):
+        return ConfigError(
+            f"the agent's user may not open {where}",
+            field="unix_socket",
+            hint="give it access to the socket file and its directory",
+        )
+    return SourceError(
+        f"the connection to {where} was cut: {error.strerror or type(error).__name__}",
+        code="net.reset",
+        hint="it can be repeated",
+    )
+
+
+def _resolve(host: str, port: int, deadline: Deadline) -> list[tuple[int, int, int, str, tuple[str, int]]]:
+    """`getaddrinfo` with a limit: a thread that hangs in it is left behind."""
+    outcome: list[list[tuple[int, int, int, str, tuple[str, int]]] | OSError] = []
+
+    def look_up() -> None:
+        try:
+            outcome.append(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))  # type: ignore[arg-type]
+        except OSError as exc:
+            outcome.append(exc)
+        except UnicodeError as exc:
+            outcome.append(socket.gaierror(socket.EAI_NONAME, f"not a host name ({exc.__class__.__name__})"))
+
+    thread = threading.Thread(target=look_up, name="mysql-resolve", daemon=True)
+    thread.start()
+    thread.join(deadline.bounded(3600.0))
+    if not outcome:
+        raise SourceError(
+            f"the host name {host!r} was not resolved in time", code="net.dns", hint="check the agent's name servers"
+        )
+    if isinstance(outcome[0], OSError):
+        raise socket_error(outcome[0], f"{host}:{port}") from outcome[0]
+    return outcome[0]
+
+
+def _dial_local(path: str, deadline: Deadline, allowed_paths: tuple[Path, ...]) -> socket.socket:
+    real = Path(path).resolve()
+    if not any(real.is_relative_to(allowed.resolve()) for allowed in allowed_paths):
+        raise ConfigError(
+            f"unix_socket: the agent's policy does not allow {path}", code="config.policy_denied", field="unix_socket",
+            hint="add its directory to allowed_paths in the agent's configuration, or connect by host and port",
+        )  # fmt: skip
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(max(deadline.bounded(3600.0), 0.001))
+        sock.connect(str(real))
+    except OSError as exc:
+        sock.close()
+        raise socket_error(exc, path) from exc
+    return sock
+
+
+def _tune(sock: socket.socket, keepalive_s: int) -> None:
+    """Notice a dead peer: probes in silence, and a limit on bytes that nobody acknowledges."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    options = {"TCP_KEEPIDLE": keepalive_s, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": _USER_TIMEOUT_MS}
+    for name, value in options.items():
+        if hasattr(socket, name):  # not every platform has all of them
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+# OpenSSL's X509_V_ERR_… numbers
+_EXPIRED, _NOT_YET_VALID, _HOST_MISMATCH, _IP_MISMATCH = 10, 9, 62, 64
+
+
+def _certificate_error(error: ssl.SSLCertVerificationError, where: str) -> AgentError:
+    if error.verify_code in (_EXPIRED, _NOT_YET_VALID):
+        return SourceError(
+            f"the certificate of {where} is not valid now: {error.verify_message}", code="tls.expired",
+            hint="renew the server's certificate; if it is valid, check the clock of the agent's machine",
+        )  # fmt: skip
+    if error.verify_code in (_HOST_MISMATCH, _IP_MISMATCH):
+        return SourceError(
+            f"the certificate of {where} is for another host: {error.verify_message}", code="tls.hostname_mismatch",
+            hint="use the name in the certificate as `host`; verify_ca checks the authority only",
+        )  # fmt: skip
+    return SourceError(
+        f"the certificate of {where} is not trusted: {error.verify_message}", code="tls.untrusted",
+        hint="paste the certificate of the server's own authority into ssl_ca",
+    )  # fmt: skip
+
+
+def _tls_error(error: ssl.SSLError, where: str) -> AgentError:
+    reason = (error.reason or "the handshake failed").replace("_", " ").lower()
+    if "certificate" in reason or "unknown ca" in reason:  # an alert from the server: it did not like ours
+        return SourceError(
+            f"{where} refused the client certificate: {reason}", code="tls.client_cert",
+            hint="check ssl_cert and ssl_key, and that the server trusts their authority",
+        )  # fmt: skip
+    return SourceError(
+        f"no TLS session with {where}: {reason}", code="tls.version",
+        hint="check that the server offers TLS 1.2 or newer, and tls_min_version",
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Sample data for the demonstration: a small shop, generated the same way every time."""

@@ -1,0 +1,1 @@
+"""The architecture, held by tests: layers, laziness, generated and written documents, hygiene, error codes."""

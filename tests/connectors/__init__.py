@@ -1,0 +1,1 @@
+"""One test file per connector type, and the suite that all of them must pass (`conformance`)."""
