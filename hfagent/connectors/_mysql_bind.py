@@ -36,8 +36,8 @@ def bind(sql: str, params: Sequence[Any] | Mapping[str, Any], escape: Callable[[
     """
     if not params:
         return sql
-    named = isinstance(params, Mapping)
-    positional = iter(()) if named else iter(params)
+    named = params if isinstance(params, Mapping) else None
+    positional = iter(()) if named is not None else iter(params)
     used = 0
 
     def replace(match: re.Match[str]) -> str:
@@ -47,7 +47,7 @@ def bind(sql: str, params: Sequence[Any] | Mapping[str, Any], escape: Callable[[
         if match["percent"] is not None:
             return "%"
         if match["place"] is not None:
-            if named:
+            if named is not None:
                 raise _mismatch("the statement has %s, but the parameters have names")
             used += 1
             try:
@@ -55,12 +55,12 @@ def bind(sql: str, params: Sequence[Any] | Mapping[str, Any], escape: Callable[[
             except StopIteration:
                 raise _mismatch(f"the statement has more %s than the {len(params)} parameters given") from None
         name = match["name"]
-        if not named or name not in params:
+        if named is None or name not in named:
             raise _mismatch(f"the statement has %({name})s, but no parameter of that name is given")
-        return literal(params[name], escape)
+        return literal(named[name], escape)
 
     bound = _TOKENS.sub(replace, sql)
-    if not named and used < len(params):
+    if named is None and used < len(params):
         raise _mismatch(f"the statement has {used} %s, but {len(params)} parameters are given")
     return bound
 
@@ -96,9 +96,9 @@ def _text(value: Any) -> str:
     if isinstance(value, datetime):
         if value.tzinfo is not None:
             value = value.astimezone(UTC).replace(tzinfo=None)
-        return value.isoformat(" ")
+        return str(value.isoformat(" "))
     if isinstance(value, date | time):
-        return value.isoformat()
+        return str(value.isoformat())
     if isinstance(value, timedelta):
         microseconds = value // timedelta(microseconds=1)
         seconds, fraction = divmod(abs(microseconds), 1_000_000)

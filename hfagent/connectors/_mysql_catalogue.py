@@ -143,7 +143,7 @@ class Catalogue:
             kind="view" if is_view else "table",
             columns=columns,
             primary_key=primary,
-            primary_key_source=source,  # type: ignore[arg-type]
+            primary_key_source=source,
             unique_keys=unique,
             foreign_keys=tuple(_foreign_key(key, parts) for key, parts in facts.foreign_keys.get(name, {}).items()),
             indexes=tuple(
@@ -157,7 +157,7 @@ class Catalogue:
             partitioning=facts.partitioning.get(name),
             row_estimate=None if row_count is None else int(row_count),
             byte_estimate=None if size is None else int(size),
-            readable=readable,  # type: ignore[arg-type]
+            readable=readable,
             unreadable_columns=unreadable if readable == "yes" else (),
             last_modified=updated.isoformat() if hasattr(updated, "isoformat") else updated,
             capabilities=("full", "incremental") if candidates else ("full",),

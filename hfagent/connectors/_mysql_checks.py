@@ -106,12 +106,9 @@ def _skew(server: str, before: datetime, after: datetime) -> float:
     return max(0.0, (told - after).total_seconds())
 
 
-def tls(session: Session, config: MySQLFamilyConfig, stage: Stage, timeout: float) -> None:
-    """Version and cipher as both ends see them; warnings for plain text, an unverified server, a certificate that ends soon."""
-    sock: Any = session._sock
-    told = dict(
-        session.rows("SHOW SESSION STATUS WHERE Variable_name IN ('Ssl_cipher', 'Ssl_version')", timeout=timeout)
-    )
+def tls(session: Session, config: MySQLFamilyConfig, stage: Stage) -> None:
+    """Version and cipher; warnings for plain text, an unverified server, a certificate that ends soon. Asks no question."""
+    sock: Any = session.open_socket
     cipher = sock.cipher() if hasattr(sock, "cipher") else None
     if config.unix_socket:
         stage.details["transport"] = "unix socket"
@@ -125,14 +122,8 @@ def tls(session: Session, config: MySQLFamilyConfig, stage: Stage, timeout: floa
         return
     stage.details |= {
         "encrypted": True, "version": sock.version(), "cipher": cipher[0], "verified": verifies(config),
-        "host_name_checked": config.ssl_mode == "verify_identity", "cipher_on_server": told.get("Ssl_cipher", ""),
+        "host_name_checked": config.ssl_mode == "verify_identity",
     }  # fmt: skip
-    if not told.get("Ssl_cipher"):
-        stage.warn(
-            "tls.unverified",
-            "the encryption ends before the server: something in between decrypts",
-            "check the proxy on the way",
-        )
     if not verifies(config):
         stage.warn(
             "tls.unverified", "the connection is encrypted, but the server's identity is not verified",
@@ -153,9 +144,14 @@ def _days_left(certificate: bytes | None) -> int | None:
 
 
 def sign_in(session: Session, stage: Stage, timeout: float) -> None:
-    """The account as the server matched it, and whether the password's key came from an unverified server."""
+    """The account as the server matched it, how it sees our encryption, and where the password's key came from."""
     ((account, user),) = session.rows("SELECT CURRENT_USER(), USER()", timeout=timeout)
-    stage.details |= {"account": account, "user": user}
+    told = {str(k): str(v) for k, v in session.rows("SHOW SESSION STATUS LIKE 'Ssl_cipher'", timeout=timeout)}
+    stage.details |= {"account": account, "user": user, "cipher_on_server": told.get("Ssl_cipher", "")}
+    if hasattr(session.open_socket, "cipher") and not told.get("Ssl_cipher"):
+        stage.warn(
+            "tls.unverified", "the encryption ends before the server: something in between decrypts", "check the proxy"
+        )
     if session.fetched_rsa_key:
         stage.warn(
             "tls.unverified", "the password was encrypted for a key that came over an unprotected connection",

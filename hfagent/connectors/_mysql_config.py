@@ -13,6 +13,7 @@ from pydantic import field_validator
 
 from hfagent.foundation.errors import ConfigError
 from hfagent.sdk.config import ConnectorConfig, NetworkFields, PoolFields, QueryFields, field
+from hfagent.sdk.network import validate_host
 from hfagent.sdk.secret import Secret
 
 __all__ = ["MySQLFamilyConfig", "SslMode", "ZeroDate"]
@@ -121,6 +122,20 @@ class _ConnectionFields(ConnectorConfig):
             raise ValueError("a NUL character is not possible here")
         return value or None
 
+    @field_validator("host", mode="after")
+    @classmethod
+    def _known_host(cls, value: str | None) -> str | None:
+        return validate_host(value) if value else None
+
+    @field_validator("ssl_ca", "ssl_cert", mode="after")
+    @classmethod
+    def _is_certificate(cls, value: str | None) -> str | None:
+        if value and value.strip() and "-----BEGIN " not in value:
+            raise ValueError(
+                "expected the PEM text itself (it starts with -----BEGIN CERTIFICATE-----), not the name of a file"
+            )
+        return value if value and value.strip() else None
+
     @field_validator("username", mode="after")
     @classmethod
     def _clean_username(cls, value: str) -> str:
@@ -145,10 +160,6 @@ class MySQLFamilyConfig(PoolFields, QueryFields, NetworkFields, _ConnectionField
             raise ConfigError(
                 "host and unix_socket exclude each other", field="unix_socket", hint="clear one of the two"
             )
-        if config.host is not None:
-            from hfagent.sdk.network import validate_host
-
-            validate_host(config.host)
         if (config.ssl_cert is None) != (config.ssl_key is None):
             missing = "ssl_key" if config.ssl_key is None else "ssl_cert"
             raise ConfigError(

@@ -2,107 +2,40 @@
 
 from __future__ import annotations
 
-import errno
 import socket
 import ssl
-import threading
 from pathlib import Path
 from typing import Final
 
 from hfagent.connectors._mysql_config import MySQLFamilyConfig
 from hfagent.foundation.clock import Deadline
 from hfagent.foundation.errors import AgentError, ConfigError, SourceError
+from hfagent.sdk import network
 
 __all__ = ["dial", "socket_error"]
 
 _USER_TIMEOUT_MS: Final = 60_000
-_UNREACHABLE: Final = frozenset(
-    {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN, errno.EADDRNOTAVAIL}
-)
 
 
 def dial(config: MySQLFamilyConfig, deadline: Deadline, allowed_paths: tuple[Path, ...]) -> socket.socket:
     """Connect to the configured address. Raises `AgentError`; ends by `deadline`."""
     if config.unix_socket is not None:
         return _dial_local(config.unix_socket, deadline, allowed_paths)
-    host = config.host or "localhost"
-    failure: OSError | None = None
-    for family, kind, protocol, _, address in _resolve(host, config.port, deadline):
-        sock = socket.socket(family, kind, protocol)
-        try:
-            sock.settimeout(max(deadline.bounded(3600.0), 0.001))
-            sock.connect(address)
-            _tune(sock, config.keepalive_s)
-        except OSError as exc:
-            sock.close()
-            failure = exc
-            continue
-        return sock
-    raise socket_error(failure or TimeoutError(), f"{host}:{config.port}") from failure
+    sock, _ = network.dial(config.host or "localhost", config.port, deadline)
+    _tune(sock, config.keepalive_s)
+    return sock
 
 
-def socket_error(error: OSError, where: str) -> AgentError:
-    """Classify an error of the operating system, the resolver or OpenSSL."""
+def socket_error(error: OSError, config: MySQLFamilyConfig) -> AgentError:
+    """Classify an error of the operating system or OpenSSL."""
+    host, port = config.host or "localhost", config.port
     if isinstance(error, ssl.SSLCertVerificationError):
-        return _certificate_error(error, where)
+        return _certificate_error(error, f"{host}:{port}")
     if isinstance(error, ssl.SSLError):
-        return _tls_error(error, where)
-    if isinstance(error, socket.gaierror):
-        return SourceError(
-            f"the host name of {where} could not be resolved: {error.strerror}", code="net.dns",
-            hint="check the spelling of `host`, and the agent's name servers",
-        )  # fmt: skip
-    if isinstance(error, TimeoutError):
-        return SourceError(
-            f"no answer from {where}",
-            code="net.timeout",
-            hint="check host and port, and firewalls between the agent and the server",
-        )
-    if isinstance(error, ConnectionRefusedError | FileNotFoundError):
-        return SourceError(
-            f"nothing listens at {where}",
-            code="net.refused",
-            hint="check the address, and that the server runs and listens there",
-        )
-    if error.errno in _UNREACHABLE:
-        return SourceError(
-            f"there is no route to {where}", code="net.unreachable", hint="check the network of the agent's machine"
-        )
-    if isinstance(error, PermissionError):
-        return ConfigError(
-            f"the agent's user may not open {where}",
-            field="unix_socket",
-            hint="give it access to the socket file and its directory",
-        )
-    return SourceError(
-        f"the connection to {where} was cut: {error.strerror or type(error).__name__}",
-        code="net.reset",
-        hint="it can be repeated",
-    )
-
-
-def _resolve(host: str, port: int, deadline: Deadline) -> list[tuple[int, int, int, str, tuple[str, int]]]:
-    """`getaddrinfo` with a limit: a thread that hangs in it is left behind."""
-    outcome: list[list[tuple[int, int, int, str, tuple[str, int]]] | OSError] = []
-
-    def look_up() -> None:
-        try:
-            outcome.append(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))  # type: ignore[arg-type]
-        except OSError as exc:
-            outcome.append(exc)
-        except UnicodeError as exc:
-            outcome.append(socket.gaierror(socket.EAI_NONAME, f"not a host name ({exc.__class__.__name__})"))
-
-    thread = threading.Thread(target=look_up, name="mysql-resolve", daemon=True)
-    thread.start()
-    thread.join(deadline.bounded(3600.0))
-    if not outcome:
-        raise SourceError(
-            f"the host name {host!r} was not resolved in time", code="net.dns", hint="check the agent's name servers"
-        )
-    if isinstance(outcome[0], OSError):
-        raise socket_error(outcome[0], f"{host}:{port}") from outcome[0]
-    return outcome[0]
+        return _tls_error(error, f"{host}:{port}")
+    if config.unix_socket is not None:
+        return _local_error(error, config.unix_socket)
+    return network.dial_error(error, host, port)
 
 
 def _dial_local(path: str, deadline: Deadline, allowed_paths: tuple[Path, ...]) -> socket.socket:
@@ -118,8 +51,26 @@ def _dial_local(path: str, deadline: Deadline, allowed_paths: tuple[Path, ...]) 
         sock.connect(str(real))
     except OSError as exc:
         sock.close()
-        raise socket_error(exc, path) from exc
+        raise _local_error(exc, path) from exc
     return sock
+
+
+def _local_error(error: OSError, path: str) -> AgentError:
+    if isinstance(error, ConnectionRefusedError | FileNotFoundError):
+        return SourceError(
+            f"nothing listens at {path}", code="net.refused", hint="check the path, and that the server runs"
+        )
+    if isinstance(error, PermissionError):
+        return ConfigError(
+            f"the agent's user may not open {path}",
+            field="unix_socket",
+            hint="give it access to the socket file and its directory",
+        )
+    if isinstance(error, TimeoutError):
+        return SourceError(f"no answer from {path}", code="net.timeout", hint="check the server")
+    return SourceError(
+        f"the connection to {path} was cut: {error.strerror}", code="net.reset", hint="it can be repeated"
+    )
 
 
 def _tune(sock: socket.socket, keepalive_s: int) -> None:

@@ -142,7 +142,7 @@ def open_reader(
             raise _mapped(result.watch.explain(exc), map_error) from exc
         raise
     reader = BatchReader(
-        columns, schema, result.batches(wire, decoder, request), on_close=result.settle, statement=request.text
+        columns, schema, result.batches(decoder, request), on_close=result.settle, statement=request.text
     )
     result.warnings = reader.warnings
     return reader
@@ -166,15 +166,13 @@ class _Result:
         self._map_error = map_error
         self._after = after
         self._blocks: Iterator[Block | bytes] | None = None
-        self._wire: Any = None
         self._settled = False
 
-    def batches(self, wire: Any, decoder: Decoder, request: Statement) -> Iterator[pa.RecordBatch]:
+    def batches(self, decoder: Decoder, request: Statement) -> Iterator[pa.RecordBatch]:
         """Yield the batches, at most `request.max_rows` rows in all."""
-        self._wire = wire
         left = request.max_rows
         try:
-            if getattr(wire, "unbuffered_active", False):
+            if self._session.streaming:
                 self._open_blocks(request.first_rows)
                 if left != 0:
                     for block in self._rows():
@@ -201,9 +199,8 @@ class _Result:
         self._settled = True
         session = self._session
         try:
-            if not session.usable and session.open and not self._stop_and_drain():
-                session.shut_down()
-                session._force_close()
+            if session.open and session.streaming and not self._stop_and_drain():
+                session.discard()
         finally:
             self.watch.end()
             with session.interrupting:  # a cancel that is on its way must arrive before the next statement is sent
@@ -219,13 +216,12 @@ class _Result:
         assert self._blocks is not None
         for item in self._blocks:
             if isinstance(item, bytes):
-                self._session.finish(self._wire, item)
+                self._session.finish(item)
             else:
                 yield item
 
     def _stop_and_drain(self) -> bool:
         """Have the server end the statement and read what is still under way; False when that takes too long."""
-        self._wire = self._session._result
         if not self._kill(self._session):
             return False
         until = time.monotonic() + _GRACE

@@ -60,7 +60,7 @@ def blocks(
     wanted = _FIRST_BLOCK_BYTES if first_rows else size
     while True:
         data = np.empty(max(wanted, len(rest) + 65_536), np.uint8)
-        view = memoryview(data)
+        view: Any = memoryview(data)  # type: ignore[arg-type]
         fill = len(rest)
         view[:fill] = rest
         starts: list[int] = []
@@ -73,7 +73,7 @@ def blocks(
             while position <= last:
                 length = _HEADER(view, position)[0] & 0xFFFFFF
                 if length == _LONG_PACKET:
-                    joined = _join(data, position, fill)
+                    joined = _join(data, view, position, fill)
                     if joined is None:
                         break  # not all here yet
                     end, fill, pieces = joined
@@ -124,14 +124,14 @@ def _check_sequence(data: np.ndarray[Any, Any], starts: list[int], sequence: int
     return (sequence + len(starts)) & 255
 
 
-def _join(data: np.ndarray[Any, Any], position: int, fill: int) -> tuple[int, int, int] | None:
+def _join(data: np.ndarray[Any, Any], view: Any, position: int, fill: int) -> tuple[int, int, int] | None:
     """Close the gaps between the pieces of a long row: its end, the new fill, the pieces; None if it is not complete."""
     heads: list[int] = []
     end = position
     while True:
         if end + 4 > fill:
             return None
-        length = int(_HEADER(data, end)[0]) & 0xFFFFFF
+        length = int(_HEADER(view, end)[0]) & 0xFFFFFF
         if end + 4 + length > fill:
             return None
         heads.append(end)
@@ -169,7 +169,10 @@ class Decoder:
     def warnings(self) -> list[str]:
         """Sentences about values that were changed."""
         return [
-            *(f"{count} zero or impossible date(s) in {name!r} were read as NULL" for name, count in self.nulled.items()),
+            *(
+                f"{count} zero or impossible date(s) in {name!r} were read as NULL"
+                for name, count in self.nulled.items()
+            ),
             *(
                 f"{count} value(s) of {name!r} are neither 0 nor 1 and were read as true; tinyint1_as_bool keeps numbers when off"
                 for name, count in self.odd_booleans.items()

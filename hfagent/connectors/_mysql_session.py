@@ -47,8 +47,15 @@ _METHOD_NAMES: Final = {"ed25519": "client_ed25519"}
 _LONGEST_CONNECT: Final = 120.0
 
 
-class Session(Connection):  # type: ignore[type-arg]
+_PyMySQL: Any = Connection
+"""The stubs do not know the private parts."""
+
+
+class Session(_PyMySQL):  # type: ignore[misc]
     """A connection with limits. Use by one thread at a time; `shut_down` may be called from any."""
+
+    _result: Any
+    _current_timeout: float | None
 
     def __init__(self, config: MySQLFamilyConfig, application_name: str) -> None:
         self.config = config
@@ -60,6 +67,8 @@ class Session(Connection):  # type: ignore[type-arg]
         """The assignments that make the session ours; applied again by `restore`."""
         self.cancelled = False
         """Somebody asked for the running statement to be cancelled."""
+        self.streaming = False
+        """The rows of a result are under way: nothing else can be asked."""
         self.running = False
         """A statement whose rows stream is under way; set and read under `interrupting`."""
         self.interrupting = threading.Lock()
@@ -112,7 +121,7 @@ class Session(Connection):  # type: ignore[type-arg]
     @property
     def usable(self) -> bool:
         """Open, and not in the middle of a result."""
-        return self.open and not (self._result is not None and self._result.unbuffered_active)
+        return self.open and not self.streaming
 
     @property
     def in_transaction(self) -> bool:
@@ -146,8 +155,7 @@ class Session(Connection):  # type: ignore[type-arg]
             self.set_read_timeout(timeout)
             self.query(sql, unbuffered=True)
         except RuntimeError as exc:
-            self.shut_down()
-            self._force_close()
+            self.discard()
             raise SourceError(
                 f"{self.config.host or self.config.unix_socket}: the server asked for a file of this machine and got nothing",
                 code="net.protocol",
@@ -155,7 +163,11 @@ class Session(Connection):  # type: ignore[type-arg]
             ) from exc
         finally:
             self._trusted = False
-        return self._result
+        result = self._result
+        # From here on the result is ours. PyMySQL's object would read the rest of it when it is garbage-collected.
+        self.streaming = bool(result.unbuffered_active)
+        result.unbuffered_active, result.connection, self._result = False, None, None
+        return result
 
     def receive(self, count: int) -> bytes:
         """At least one of the next `count` bytes of a result. Raises PyMySQL's 2013 when the connection ends."""
@@ -177,16 +189,14 @@ class Session(Connection):  # type: ignore[type-arg]
             raise err.OperationalError(2013, "Lost connection to MySQL server during query")
         return data
 
-    def finish(self, result: Any, terminal: bytes) -> None:
+    def finish(self, terminal: bytes) -> None:
         """Account for the packet that ended a result. Raises PyMySQL's exception when it is an error."""
-        result.unbuffered_active = False
-        result.connection = None
+        self.streaming = False
         packet = MysqlPacket(terminal, self.encoding)
         if packet.is_error_packet():
             packet.raise_for_error()
-        warnings, status = struct.unpack_from("<HH", terminal, 1)
+        (status,) = struct.unpack_from("<H", terminal, 3)
         self.server_status = status
-        result.warning_count = warnings
         if status & 8:  # more results follow: only CALL and multi-statements do that, and neither gets here
             self._force_close()
 
@@ -230,7 +240,7 @@ class Session(Connection):  # type: ignore[type-arg]
         self._command(_RESET_CONNECTION, b"", timeout)
         # The reset keeps the current database, so the set-up contains an assignment that fails when it is another one.
         database = "NULL" if self.config.database is None else self.escape(self.config.database)
-        check = f"@@session.group_concat_max_len = IF(DATABASE() <=> {database}, {GROUP_CONCAT_BYTES}, NULL)"
+        check = f"SESSION time_zone = IF(DATABASE() <=> {database}, '+00:00', 'the session is in another database')"
         self.run("SET " + ", ".join((*self.setup, check)), timeout=timeout)
         self.pristine = True
         return True
@@ -242,6 +252,17 @@ class Session(Connection):  # type: ignore[type-arg]
         if sock is not None and self._current_timeout != seconds:
             sock.settimeout(seconds)
             self._current_timeout = seconds
+
+    def discard(self) -> None:
+        """Cut the connection and give its descriptor back; for the thread that uses it. Never raises."""
+        self.shut_down()
+        with suppress(OSError):
+            self._force_close()
+
+    @property
+    def open_socket(self) -> Any:
+        """The socket (an `ssl.SSLSocket` when the session is encrypted); None after the end."""
+        return self._sock
 
     def shut_down(self) -> None:
         """Cut the connection, from any thread: whoever is blocked on it wakes up with an error. Never raises."""
@@ -266,6 +287,8 @@ class Session(Connection):  # type: ignore[type-arg]
             self._trusted = False
 
     def _execute_command(self, command: int, sql: str | bytes) -> None:
+        if self.streaming:
+            raise AgentError("the session is asked while the rows of another result are under way")
         if not self._trusted and command != COMMAND.COM_PING:
             self.pristine = False
         super()._execute_command(command, sql)
@@ -366,14 +389,14 @@ def open_session(
         session.connect(sock)
     except Exception as exc:
         sock.close()
-        session._force_close()
+        session.discard()
         if expired.is_set():
             raise _too_slow(config, session.greeted) from exc
         raise
     finally:
         alarm.cancel()
     if expired.is_set():
-        session._force_close()
+        session.discard()
         raise _too_slow(config, True)
     session._write_timeout = None  # TCP_USER_TIMEOUT notices when nobody takes our bytes
     return session

@@ -88,7 +88,7 @@ class Session:
         self.type_facts: dict[int, Any] = {}
         """What is known about types that are not built in, by oid."""
         self._interrupting = threading.Lock()  # held while a cancel request is on its way, so that it hits nobody else
-        self._working = False
+        self._working = 0  # pieces of work may nest: a type is looked up while a statement is prepared
         self._poller = select.poll()
         self._descriptor = -1
 
@@ -222,23 +222,18 @@ class Session:
 
     @contextmanager
     def working(self, limits: Limits) -> Iterator[None]:
-        """Cancelling `limits.cancel` inside the block sends a cancel request to the server."""
-        self.begin_work()
+        """Cancelling `limits.cancel` inside the block sends a cancel request to the server; blocks may nest.
+
+        A request that is on its way has arrived when the block ends: it cannot hit the next user's statement.
+        """
+        with self._interrupting:
+            self._working += 1
         try:
             with limits.cancel.on_cancel(self.cancel):
                 yield
         finally:
-            self.end_work()
-
-    def begin_work(self) -> None:
-        """From now on `cancel` has something to stop."""
-        with self._interrupting:
-            self._working = True
-
-    def end_work(self) -> None:
-        """From now on `cancel` does nothing; one that is on its way has arrived when this returns."""
-        with self._interrupting:
-            self._working = False
+            with self._interrupting:
+                self._working -= 1
 
     def cancel(self) -> None:
         """Ask the server to stop the running statement. Does nothing between pieces of work. Never raises."""

@@ -41,6 +41,7 @@ _RESET_S: Final = 5.0
 _TIMEOUT_GRACE_S: Final = 2.0
 """The server's own time limit should end a statement; ours comes a little later."""
 _LOCK_WAIT_S: Final = 5
+_EXPIRES_SOON_DAYS: Final = 30
 
 
 class MySQLConfig(MySQLFamilyConfig):
@@ -86,10 +87,10 @@ class MySQL(SQLBase[MySQLFamilyConfig]):
     title = "MySQL"
     description = "MySQL databases, RDS and Aurora MySQL, Percona Server"
     category = "database"
-    aliases = ("rds_mysql", "aurora_mysql", "percona", "tidb")
+    aliases: ClassVar[tuple[str, ...]] = ("rds_mysql", "aurora_mysql", "percona", "tidb")
     driver = Driver("pymysql", extra="mysql", distribution="PyMySQL")
     dialect = "mysql"
-    Config = MySQLConfig
+    Config: ClassVar[type[MySQLFamilyConfig]] = MySQLConfig
     quote_character = "`"
     product: ClassVar[str] = "MySQL"
     """The server this type is made for."""
@@ -207,7 +208,7 @@ class MySQL(SQLBase[MySQLFamilyConfig]):
 
     def execute(self, connection: Session, statement: Statement) -> BatchReader:
         """Guard a user's statement and run it; the guard is stricter in a session that the server does not hold to reading."""
-        return self.open_result(connection, self._guarded(connection, statement), statement.params, statement)
+        return self.open_result(connection, self._guarded(connection, statement), (), statement)
 
     def open_result(self, connection: Session, sql: str, params: Any, request: Statement) -> BatchReader:
         limit = self.config.query_timeout_s
@@ -215,11 +216,12 @@ class MySQL(SQLBase[MySQLFamilyConfig]):
         return self._result(connection, sql, params, request, deadline)
 
     def _guarded(self, connection: Session, statement: Statement) -> str:
+        """The statement with its values in it, after the guard saw exactly what the server will see."""
+        from hfagent.connectors._mysql_bind import bind
         from hfagent.sdk.guard import check_statement
 
-        return check_statement(
-            statement.text, self.dialect or "mysql", server_enforces_read_only=connection.read_only
-        ).text
+        text = bind(statement.text, statement.params, connection.escape)
+        return check_statement(text, self.dialect or "mysql", server_enforces_read_only=connection.read_only).text
 
     def _result(
         self, connection: Session, sql: str, params: Any, request: Statement, deadline: Deadline, **options: Any
@@ -240,7 +242,7 @@ class MySQL(SQLBase[MySQLFamilyConfig]):
 
     def explain(self, connection: Session, statement: Statement) -> QueryPlan:
         sql = "EXPLAIN FORMAT=JSON " + self._guarded(connection, statement)
-        with self.open_result(connection, sql, statement.params, statement) as reader:
+        with self.open_result(connection, sql, (), statement) as reader:
             text = "".join(str(value) for batch in reader for value in batch.column(0).to_pylist())
         try:
             plan = json.loads(text)
@@ -342,12 +344,12 @@ class MySQL(SQLBase[MySQLFamilyConfig]):
         tls_context(self.config)
         for name in ("ssl_ca", "ssl_cert"):
             if text := getattr(self.config, name):
-                _report_certificate(name, check_certificate(text), stage)
+                _report_certificate(name, check_certificate(text, what=name), stage)
 
     def check_tls(self, connection: Session, stage: Stage) -> None:
         from hfagent.connectors import _mysql_checks
 
-        _mysql_checks.tls(connection, self.config, stage, _CHECK_S)
+        _mysql_checks.tls(connection, self.config, stage)
 
     def check_auth(self, connection: Session, stage: Stage) -> None:
         from hfagent.connectors import _mysql_checks
@@ -396,7 +398,7 @@ class MySQL(SQLBase[MySQLFamilyConfig]):
         where = self.config.unix_socket or f"{self.config.host}:{self.config.port}"
         cause = getattr(error, "original_exception", error)
         if isinstance(cause, OSError):
-            return socket_error(cause, where)
+            return socket_error(cause, self.config)
         if not type(error).__module__.startswith("pymysql"):
             return super().map_error(error)
         number = error.args[0] if error.args else None
@@ -439,5 +441,7 @@ def _native(bound: Bound, column: Column | None) -> Any:
 _ISO_DURATION = re.compile(r"PT(?:(?P<h>-?\d+)H)?(?:(?P<m>-?\d+)M)?(?:(?P<s>-?\d+(?:\.\d+)?)S)?")
 
 
-def _report_certificate(name: str, found: Any, stage: Stage) -> None:
-    stage.details[name] = found if isinstance(found, dict | str) else str(found)
+def _report_certificate(name: str, found: dict[str, Any], stage: Stage) -> None:
+    stage.details[name] = found
+    if found["expires_in_days"] < _EXPIRES_SOON_DAYS:
+        stage.warn("tls.expired", f"{name} ends in {found['expires_in_days']} days", "replace it")

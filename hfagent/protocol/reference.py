@@ -328,7 +328,8 @@ def _limits(spec: Mapping[str, Any]) -> Iterator[str]:
         if key in spec:
             yield f"{sign} {spec[key]:,}".replace(",", " ")
     if "maxLength" in spec:
-        yield f"at most {spec['maxLength']:,} characters".replace(",", " ")
+        count = spec["maxLength"]
+        yield "one character" if count == 1 else f"at most {count:,} characters".replace(",", " ")
     if "pattern" in spec:
         yield f"matching `{spec['pattern']}`"
 

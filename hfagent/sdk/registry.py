@@ -31,6 +31,8 @@ class Registry:
     def __init__(self) -> None:
         self._sources = _find_sources()
         self._classes: dict[str, ConnectorClass] = {}
+        self.broken: dict[str, str] = {}
+        """Type name → why it cannot be loaded, for those that were tried."""
 
     def names(self) -> tuple[str, ...]:
         """Canonical type names, sorted. Imports no connector."""
@@ -53,16 +55,33 @@ class Registry:
         return canonical
 
     def get(self, name: str) -> ConnectorClass:
-        """Return the class of a type or alias."""
+        """Return the class of a type or alias. Raises `ConfigError` (`config.type_unknown`), also for a broken plug-in."""
         canonical = self.resolve(name)
         found = self._classes.get(canonical)
         if found is None:
-            found = self._classes[canonical] = _load(canonical, self._sources[canonical])
+            try:
+                found = _load(canonical, self._sources[canonical])
+            except Exception as exc:
+                # A third party's module may raise anything; it takes its own type down and no other.
+                self.broken[canonical] = f"{type(exc).__name__}: {exc}"
+                raise ConfigError(
+                    f"the connector type {canonical!r} cannot be loaded ({self.broken[canonical]})",
+                    code="config.type_unknown",
+                    field="type",
+                    hint="mend or uninstall the package that brings it, then restart the agent",
+                ) from exc
+            self._classes[canonical] = found
         return found
 
     def all(self) -> tuple[ConnectorClass, ...]:
-        """Every class, by type name."""
-        return tuple(self.get(name) for name in self.names())
+        """Every class, by type name; the ones that cannot be loaded are left out and named in `broken`."""
+        return tuple(found for name in self.names() if (found := self._loaded(name)) is not None)
+
+    def _loaded(self, name: str) -> ConnectorClass | None:
+        try:
+            return self.get(name)
+        except ConfigError:
+            return None
 
     @cached_property
     def aliases(self) -> dict[str, str]:

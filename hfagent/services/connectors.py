@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import logging
-import re
+from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Literal, TypeVar
 
 from hfagent.foundation.clock import SYSTEM_CLOCK, Clock, Deadline
-from hfagent.foundation.errors import AgentError, ConfigError, Conflict, UserError
+from hfagent.foundation.errors import AccessDenied, AgentError, Cancelled, ConfigError, Conflict, NotFound, UserError
+from hfagent.foundation.redaction import MASK
 from hfagent.model.connector import Connector, ConnectorDraft, ConnectorPatch, ConnectorType
-from hfagent.model.report import CheckReport, StageResult
+from hfagent.model.report import STAGES, CheckReport, StageResult
 from hfagent.sdk.connector import BaseConnector
-from hfagent.sdk.probe import Mode, Probe
+from hfagent.sdk.probe import Mode, Probe, ProbeFailed
 from hfagent.sdk.registry import Registry, describe
+from hfagent.sdk.secret import is_reference
 from hfagent.services.connections import Connections
 from hfagent.services.context import CallContext
 from hfagent.services.credentials import Credentials, Merged
+from hfagent.services.cron import check_cron
 from hfagent.services.policy import Policy
 from hfagent.services.workers import Lane, Workers
 from hfagent.store.checks import LastCheck
-from hfagent.store.connectors import ConnectorRecord
+from hfagent.store.connectors import ConnectorRecord, Status
 from hfagent.store.schedules import ScheduleRecord
 from hfagent.store.store import Store
 
@@ -99,9 +101,9 @@ class Connectors:
             shown = []
             tests = self._store.checks.last()
             for record in self._store.connectors.list():
-                cls = self._class(record)
                 if wanted is not None and record.type != wanted:
                     continue
+                cls = self._class(record)
                 if category is not None and (cls is None or cls.category != category):
                     continue
                 if queryable is not None and (cls is None or cls.is_queryable != queryable):
@@ -113,8 +115,19 @@ class Connectors:
 
     async def get(self, connector: str) -> Connector:
         """Return one connector, secrets masked. Raises `NotFound`."""
-        record = await self._find(connector)
-        return await self._db(lambda: self._shown(record))
+        return await self._db(lambda: self._shown(self._store.connectors.get(connector)))
+
+    async def records(self) -> tuple[ConnectorRecord, ...]:
+        """Return all connectors as they are stored, by name: where secrets do not matter."""
+        return await self._db(self._store.connectors.list)
+
+    async def count_by_status(self) -> dict[str, int]:
+        """Return how many connectors there are of each status."""
+
+        def work() -> dict[str, int]:
+            return dict(Counter(self._status(record)[0] for record in self._store.connectors.list()))
+
+        return await self._db(work)
 
     # --- writing ---
 
@@ -127,18 +140,21 @@ class Connectors:
         schedule_mode: Literal["incremental", "full"] = "incremental",
         source: Literal["api", "file"] = "api",
         source_file: str | None = None,
-    ) -> Connector:
-        """Create a connector, optionally with a schedule. Raises `ConfigError`, `Conflict`, or a vault error."""
-        cls = await self._checked_class(draft.type)
-        if schedule_cron is not None:
-            _check_cron(schedule_cron)
-            if not cls.is_queryable:
-                raise _cannot_schedule(cls)
+        dry_run: bool = False,
+    ) -> Connector | None:
+        """Create a connector, optionally with a schedule; with `dry_run` only check that it could be (and return None).
 
-        def work() -> Connector:
+        Raises `ConfigError`, `Conflict`, or a vault error.
+        """
+        cls = await self._checked_class(draft.type)
+
+        def work() -> Connector | None:
+            self._check_schedule(cls, schedule_cron)
             merged = self._credentials.merge(cls, draft.config)
             self._policy().check_config(cls.Config, merged.plain)
             self._credentials.validate(cls, merged)
+            if dry_run:
+                return None
             with self._store.transaction():
                 record = self._store.connectors.insert(
                     ConnectorRecord(
@@ -156,19 +172,21 @@ class Connectors:
             return self._shown(record)
 
         created = await self._db(work)
-        self._changed(created.id)
+        if created is not None:
+            self._changed(created.id)
         return created
 
-    async def update(self, call: CallContext, connector: str, patch: ConnectorPatch) -> Connector:
-        """Change a connector. Raises `NotFound`, `Conflict`, `ConfigError` or a vault error; then nothing is changed."""
+    async def update(
+        self, call: CallContext, connector: str, patch: ConnectorPatch, *, dry_run: bool = False
+    ) -> Connector:
+        """Change a connector; with `dry_run` only check that it could be changed.
+
+        Raises `NotFound`, `Conflict`, `ConfigError` or a vault error; then nothing is changed.
+        """
         before = await self._find(connector)
         cls = await self._checked_class(before.type)
-        if patch.schedule_cron is not None:
-            _check_cron(patch.schedule_cron)
-            if not cls.is_queryable:
-                raise _cannot_schedule(cls)
 
-        def work() -> Connector:
+        def work() -> tuple[ConnectorRecord, Merged, Connector]:
             record = self._store.connectors.get(before.id)
             if patch.if_version is not None and record.version != patch.if_version:
                 raise Conflict(
@@ -176,30 +194,36 @@ class Connectors:
                     code="connector.conflict",
                     hint="read it again and repeat the change",
                 )
+            self._check_schedule(cls, patch.schedule_cron)
             merged = self._merged(cls, record, patch.config or {})
             if patch.config is not None:
                 self._policy().check_config(cls.Config, merged.plain)
-                self._credentials.validate(cls, merged, record.id)
+                self._credentials.validate(cls, merged)
+            if dry_run:
+                return record, merged, self._shown(record)
             fields = patch.model_dump(
                 include={"name", "description", "status", "output_schemas", "production"}, exclude_none=True
             )
+            if patch.status is not None:
+                fields["status_reason"] = None
             with self._store.transaction():
                 changed = self._store.connectors.replace(
                     dataclasses.replace(record, config=merged.plain, **fields), if_version=record.version
                 )
                 self._credentials.seal(cls, record.id, merged)
                 if patch.schedule_cron is not None or patch.schedule_mode is not None:
-                    self._put_schedule(record.id, patch.schedule_cron, patch.schedule_mode)
-                if patch.output_schemas is not None:
+                    self._put_schedule(record, patch.schedule_cron, patch.schedule_mode)
+                if _other_streams(cls, record, changed):
                     self._store.catalogues.remove(record.id)
                 touched = patch.model_fields_set - {"config", "if_version"} | {
                     f"config.{k}" for k in patch.config or {}
                 }
                 self._audit(call, "connector.update", record.id, {"name": record.name, "fields": sorted(touched)})
-            return self._shown(changed)
+            return record, merged, self._shown(changed)
 
-        shown: Connector = await self._db(work)
-        await self._replaced(before, shown)
+        record, merged, shown = await self._db(work)
+        if not dry_run:
+            await self._replaced(record, merged, shown)
         return shown
 
     async def delete(self, call: CallContext, connector: str) -> None:
@@ -207,42 +231,85 @@ class Connectors:
         record = await self._find(connector)
 
         def work() -> None:
-            with self._store.transaction():
+            with self._store.transaction(reclaiming=True):  # works on a full disk, too
                 self._store.connectors.delete(record.id)
                 self._audit(call, "connector.delete", record.id, {"name": record.name, "type": record.type})
 
         await self._db(work)
-        await self._connections.drop(record.id)
+        self._connections.drop(record.id)
         self._changed(record.id)
 
     async def rotate(
         self, call: CallContext, connector: str, config: dict[str, Any], *, reason: str = "", force: bool = False
     ) -> tuple[bool, CheckReport]:
-        """Test new secrets, then replace the old ones. A failed test changes nothing unless `force`."""
+        """Test new secrets, then replace the old ones. A failed test changes nothing unless `force`.
+
+        Raises `Conflict` when the connector was changed during the test: then it was not this configuration that passed.
+        """
         before = await self._find(connector)
         cls = await self._checked_class(before.type)
-        report = await self.test(call, connector=connector, config=config, mode="standard")
+        report = await self.test(call, connector=before.id, config=config, mode="standard")
         if not report.ok and not force:
             return False, report
 
-        def work() -> Connector:
+        def work() -> tuple[ConnectorRecord, Merged, Connector]:
             record = self._store.connectors.get(before.id)
             merged = self._merged(cls, record, config)
-            self._credentials.validate(cls, merged, record.id)
+            self._policy().check_config(cls.Config, merged.plain)
+            self._credentials.validate(cls, merged)
             with self._store.transaction():
                 changed = self._store.connectors.replace(
-                    dataclasses.replace(record, config=merged.plain), if_version=record.version
+                    dataclasses.replace(record, config=merged.plain), if_version=before.version
                 )
                 self._credentials.seal(cls, record.id, merged)
+                if _other_streams(cls, record, changed):
+                    self._store.catalogues.remove(record.id)
                 self._audit(
                     call, "connector.rotate", record.id,
-                    {"name": record.name, "fields": sorted(merged.fresh), "reason": reason, "test_ok": report.ok},
+                    {"name": record.name, "fields": sorted({*merged.fresh, *merged.cleared}), "reason": reason,
+                     "test_ok": report.ok},
                 )  # fmt: skip
-            return self._shown(changed)
+            return record, merged, self._shown(changed)
 
-        shown = await self._db(work)
-        await self._replaced(before, shown)
+        record, merged, shown = await self._db(work)
+        await self._replaced(record, merged, shown)
         return True, report
+
+    async def difference(self, present: ConnectorRecord, draft: ConnectorDraft) -> ConnectorPatch | None:
+        """Return the change that makes a stored connector what `draft` describes, or None when it is that already.
+
+        A secret given in full is compared with the sealed one. Raises `ConfigError` when the types differ or the draft is
+        wrong in itself, and a vault error when it is locked.
+        """
+        cls = await self._checked_class(draft.type)
+        if cls.type_name != present.type:
+            raise ConfigError(
+                f"the connector exists with type {present.type}, not {cls.type_name}",
+                field="type",
+                hint="delete it first, or choose another name",
+            )
+
+        def work() -> ConnectorPatch | None:
+            wanted = {k: v for k, v in cls.Config.canonical(draft.config).items() if v is not None and v != ""}
+            stored = self._credentials.stored_fields(present.id)
+            literal = {
+                k: v for k, v in wanted.items() if k in cls.Config.secret_fields() and isinstance(v, str) and v != MASK
+            }
+            config = {k: v for k, v in wanted.items() if k not in literal and v != MASK and present.config.get(k) != v}
+            config.update({k: None for k in [*present.config, *stored] if k not in wanted})
+            for name, value in literal.items():
+                # With any other change (it may be the address) all secrets have to come along.
+                if config or name not in stored or not self._credentials.is_stored(cls, present, name, value):
+                    config[name] = value
+            if config:
+                config.update(literal)
+            fields: dict[str, Any] = {"config": config} if config else {}
+            for name in ("name", "description", "output_schemas", "production"):
+                if getattr(draft, name) != getattr(present, name):
+                    fields[name] = getattr(draft, name)
+            return ConnectorPatch(**fields) if fields else None
+
+        return await self._db(work)
 
     # --- testing ---
 
@@ -259,49 +326,50 @@ class Connectors:
         """Test a stored connector, a stored one with changes, or a configuration that is not stored.
 
         Never raises for what is wrong with the configuration or the source: that is the report's business. Raises
-        `AgentError` for an unknown connector or type and for parameters that do not fit together.
+        `AgentError` for an unknown connector or type, for parameters that do not fit together, and `Cancelled`.
         """
         if connector is None and type_name is None:
             raise UserError("give a connector, or a type with a config", code="request.invalid_params")
+        if config and any(map(is_reference, config.values())) and not call.actor.allows("admin"):
+            # A reference reads the agent's own files and environment; who may not configure the agent may not do that.
+            raise AccessDenied(
+                "only who may change connectors may test a configuration with references", hint="enter the values"
+            )
         record = await self._find(connector) if connector is not None else None
         cls = await self._checked_class(record.type if record else type_name or "")
-        if record is not None and type_name is not None and cls.type_name != self._registry.resolve(type_name):
-            raise UserError(f"the connector {record.name!r} is of type {record.type}", code="request.invalid_params")
-        stored = record is not None and config is None and output_schemas is None
-        probe = Probe(
-            mode=mode, deadline=Deadline(_TEST_BUDGET_S[mode]), cancel=call.cancel, on_stage=_stage_reporter(call)
-        )
+        if record is not None and type_name is not None:
+            wanted = await self._db(lambda: self._registry.resolve(type_name))
+            if wanted != record.type:
+                raise UserError(
+                    f"the connector {record.name!r} is of type {record.type}, not {wanted}",
+                    code="request.invalid_params",
+                )
+        trace = _Trace(call)
+        probe = Probe(mode=mode, deadline=Deadline(_TEST_BUDGET_S[mode]), cancel=call.cancel, on_stage=trace)
         call.progress({"kind": "begin", "title": f"Test {record.name if record else cls.title}", "cancellable": True})
-        lane = (
-            self._connections.lane_for(record.id)
-            if record
-            else self._workers.lane(f"trial-{call.session_id}", threads=4)
-        )
-
-        def work() -> None:
-            self._run_test(cls, record, config, output_schemas, probe)
-
+        lane = self._connections.lane_for(record.id) if record else Lane("trial", threads=1)
         try:
             await self._workers.run(
-                lane, work, cancel=call.cancel, deadline=Deadline(_TEST_BUDGET_S[mode] + 5), what="the test"
+                lane,
+                lambda: self._run_test(cls, record, config, output_schemas, probe),
+                cancel=call.cancel,
+                deadline=Deadline(_TEST_BUDGET_S[mode] + 5),
+                what="the test",
             )
-        except asyncio.CancelledError:
-            raise
         except AgentError as exc:
             if exc.code == "cancelled":
                 raise
             if probe.error is None:
-                probe.fail(exc.stage or _first_missing(probe), exc, ms=0)
+                probe.fail(exc.stage or trace.next, exc, ms=0)
         finally:
             if record is None:
-                self._workers.drop(lane.name)
+                lane.close()
+        if probe.error is not None and probe.error.code == "cancelled":
+            raise Cancelled()  # says nothing about the source, so it is no result to keep
         report = probe.report(record.id if record else None).model_copy(update={"tested_at": self._now()})
-        if stored and record is not None:
-            kept = report
-            report = await self._db(lambda: self._store.checks.add(record.id, kept))
-        call.progress(
-            {"kind": "end", "message": "passed" if report.ok else f"failed at {report.error and report.error.stage}"}
-        )
+        if record is not None and config is None and output_schemas is None:
+            report = await self._db(lambda: self._kept(record.id, report))
+        call.progress({"kind": "end", "message": f"failed at {report.error.stage}" if report.error else "passed"})
         return report
 
     async def test_history(self, connector: str, limit: int = 20) -> tuple[CheckReport, ...]:
@@ -346,20 +414,45 @@ class Connectors:
             except ConfigError as exc:
                 probe.fail("config", exc, ms=0)
                 return
-        built.test(probe)
+        try:
+            built.test(probe)
+        except (AgentError, ProbeFailed) as exc:
+            if isinstance(exc, AgentError):
+                raise
+        except Exception as exc:
+            raise built.map_error(exc) from exc
+
+    def _kept(self, connector_id: str, report: CheckReport) -> CheckReport:
+        try:
+            return self._store.checks.add(connector_id, report)
+        except NotFound:
+            return report  # deleted during its test
 
     def _merged(self, cls: ConnectorClass, record: ConnectorRecord, changes: dict[str, Any]) -> Merged:
         return self._credentials.merge(
             cls, changes, current=record.config, stored=self._credentials.stored_fields(record.id)
         )
 
-    def _put_schedule(self, connector_id: str, cron: str | None, mode: Literal["incremental", "full"] | None) -> None:
-        present = self._store.schedules.get(connector_id)
+    def _check_schedule(self, cls: ConnectorClass, cron: str | None) -> None:
+        if cron is None:
+            return
+        if not cls.is_queryable:
+            raise UserError(f"{cls.title} connectors have no streams to sync", code="connector.not_queryable")
+        check_cron(cron, self._clock.now())
+
+    def _put_schedule(
+        self, record: ConnectorRecord, cron: str | None, mode: Literal["incremental", "full"] | None
+    ) -> None:
+        present = self._store.schedules.get(record.id)
         if present is None and cron is None:
-            raise ConfigError("there is no schedule yet: give schedule_cron", field="schedule_cron")
+            raise ConfigError(
+                f"the connector {record.name!r} has no schedule yet, so its mode alone cannot be set",
+                field="schedule_cron",
+                hint="give schedule_cron too, for example: 0 2 * * * (daily at 02:00)",
+            )
         self._store.schedules.set(
             ScheduleRecord(
-                connector_id=connector_id,
+                connector_id=record.id,
                 cron=cron or (present.cron if present else ""),
                 mode=mode or (present.mode if present else "incremental"),
                 timezone=present.timezone if present else "UTC",
@@ -369,17 +462,18 @@ class Connectors:
 
     def _shown(self, record: ConnectorRecord, tests: dict[str, LastCheck] | None = None) -> Connector:
         cls = self._class(record)
+        status, reason = self._status(record)
         schedule = self._store.schedules.get(record.id)
-        last = (tests or self._store.checks.last()).get(record.id)
+        last = (self._store.checks.last() if tests is None else tests).get(record.id)
         return Connector(
             id=record.id,
             name=record.name,
             type=record.type,
             description=record.description,
-            config=self._credentials.masked(cls, record) if cls else record.config,
+            config=self._credentials.masked(record),
             output_schemas=record.output_schemas,
-            status=record.status if cls else "invalid",
-            status_reason=record.status_reason if cls else f"no connector type {record.type!r} is installed",
+            status=status,
+            status_reason=reason,
             is_queryable=cls.is_queryable if cls else False,
             schedule_cron=schedule.cron if schedule else None,
             schedule_mode=schedule.mode if schedule else None,
@@ -392,8 +486,16 @@ class Connectors:
             last_tested_at=last.tested_at if last else None,
         )
 
+    def _status(self, record: ConnectorRecord) -> tuple[Status, str | None]:
+        if self._class(record) is not None:
+            return record.status, record.status_reason
+        broken = self._registry.broken.get(record.type)
+        if broken is not None:
+            return "invalid", f"the connector type {record.type!r} cannot be loaded: {broken}"
+        return "invalid", f"no connector type {record.type!r} is installed"
+
     def _class(self, record: ConnectorRecord) -> ConnectorClass | None:
-        """The class of a stored connector, or None when its type is gone (an uninstalled plug-in)."""
+        """The class of a stored connector, or None when its type is gone or broken (a plug-in)."""
         try:
             return self._registry.get(record.type)
         except ConfigError:
@@ -407,9 +509,13 @@ class Connectors:
     async def _find(self, connector: str) -> ConnectorRecord:
         return await self._db(lambda: self._store.connectors.get(connector))
 
-    async def _replaced(self, before: ConnectorRecord, shown: Connector) -> None:
-        """The next use opens a new pool; the old one drains."""
-        await self._connections.drop(before.id)
+    async def _replaced(self, before: ConnectorRecord, merged: Merged, shown: Connector) -> None:
+        """After a change that concerns them, the next use opens new connections and the old ones drain."""
+        record = await self._find(shown.id)
+        if merged.fresh or merged.cleared or _facts(before) != _facts(record):
+            self._connections.drop(shown.id)
+        else:
+            self._connections.renew(record)
         self._changed(shown.id)
 
     def _changed(self, connector_id: str) -> None:
@@ -432,41 +538,37 @@ class Connectors:
         return await self._workers.call(self._lane, work)
 
 
-def _stage_reporter(call: CallContext) -> Callable[[StageResult], None]:
-    def report(result: StageResult) -> None:
-        call.progress(
+class _Trace:
+    """Passes each stage of a test on as progress, and knows which one comes next."""
+
+    def __init__(self, call: CallContext) -> None:
+        self._progress = call.progress
+        self._last = -1
+
+    def __call__(self, result: StageResult) -> None:
+        self._last = max(self._last, STAGES.index(result.stage))
+        self._progress(
             {"kind": "report", "message": f"{result.stage}: {result.status}", "stage": result.model_dump(mode="json")}
         )
 
-    return report
+    @property
+    def next(self) -> str:
+        """The stage that was running when a test broke off."""
+        return STAGES[min(self._last + 1, len(STAGES) - 1)]
 
 
-def _first_missing(probe: Probe) -> str:
-    """The stage that was running when a test broke off."""
-    return next((stage.stage for stage in probe.report().stages if stage.status == "skipped"), "auth")
+def _facts(record: ConnectorRecord) -> tuple[Any, ...]:
+    """What a source is built from."""
+    return record.name, record.config, record.output_schemas, record.status
 
 
-_FIELDS = re.compile(r"\s*\S+(\s+\S+){4}\s*")
-
-
-def _check_cron(expression: str) -> None:
-    """Raise `ConfigError` for anything but a five-field cron expression that fires at some time."""
-    from croniter import CroniterBadCronError, CroniterBadDateError, croniter
-
-    try:
-        if not _FIELDS.fullmatch(expression):
-            raise ValueError("expected five fields: minute hour day-of-month month day-of-week")
-        croniter(expression, SYSTEM_CLOCK.now()).get_next()
-    except (CroniterBadCronError, CroniterBadDateError, ValueError, KeyError) as exc:
-        raise ConfigError(
-            f"{expression!r} is not a usable cron expression: {exc}",
-            field="schedule_cron",
-            hint="for example: 0 2 * * * (daily at 02:00)",
-        ) from exc
-
-
-def _cannot_schedule(cls: ConnectorClass) -> UserError:
-    return UserError(f"{cls.title} connectors have no streams to sync", code="connector.not_queryable")
+def _other_streams(cls: ConnectorClass, before: ConnectorRecord, after: ConnectorRecord) -> bool:
+    """Whether what was discovered before may not be what is there now."""
+    if before.output_schemas != after.output_schemas:
+        return True
+    behaviour = {name for name, spec in cls.Config.properties().items() if spec.get("x-group") in ("Pool", "Timeouts")}
+    changed = {k for k in {*before.config, *after.config} if before.config.get(k) != after.config.get(k)}
+    return bool(changed - behaviour - set(cls.Config.secret_fields()))
 
 
 def _iso(moment: datetime) -> str:

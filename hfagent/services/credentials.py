@@ -287,7 +287,9 @@ def _require_json(plain: dict[str, Any]) -> None:
             json.dumps(value, allow_nan=False)
         except (TypeError, ValueError):
             raise ConfigError(
-                f"{name}: a value of type {type(value).__name__} cannot be used here", field=name, hint="write it as text"
+                f"{name}: a value of type {type(value).__name__} cannot be used here",
+                field=name,
+                hint="write it as text",
             ) from None
 
 

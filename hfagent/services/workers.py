@@ -210,9 +210,7 @@ class Workers:
         submit(lambda: _post(loop, _settle, future, *_outcome(work)))
         return await asyncio.shield(future)
 
-    def _abandon(
-        self, future: asyncio.Future[Any], abort: Callable[[], None] | None, *, graceful: bool = True
-    ) -> None:
+    def _abandon(self, future: asyncio.Future[Any], abort: Callable[[], None] | None, *, graceful: bool = True) -> None:
         """Let go of work whose caller is answered: after its grace it is torn down; its late outcome is looked at, so that
         asyncio does not complain."""
         future.add_done_callback(_observe)

@@ -7,11 +7,13 @@ import ast
 import importlib
 import inspect
 import re
+import tomllib
 from collections.abc import Iterator
 
 import pytest
 
 from hfagent.protocol.table import METHODS
+from hfagent.sdk.registry import Registry
 from hfagent.services.configuration import setting_names
 from tests.architecture.documents import own_types
 from tests.architecture.tree import PACKAGE, ROOT, Module, modules
@@ -47,6 +49,21 @@ def test_connector_types_are_documented() -> None:
         fields = entry.config_schema["properties"]
         assert [name for name, spec in fields.items() if len(spec.get("description", "")) < 5] == [], entry.type
         assert entry.config_schema["examples"], f"{entry.type}: Config.example is missing"
+
+
+def test_install_hints_name_extras_that_exist_and_bring_the_driver() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    for cls in Registry().all():
+        driver = cls.driver
+        if driver is None or not cls.__module__.startswith("hfagent.connectors."):
+            continue
+        assert driver.extra in extras, f"{cls.type_name}: there is no extra {driver.extra!r}"
+        brought = [*project["dependencies"], *extras[driver.extra]]
+        names = {re.split(r"[^\w.-]", requirement)[0].lower() for requirement in brought}
+        assert driver.package.lower() in names, (
+            f"{cls.type_name}: {driver.install_hint} does not bring {driver.package}"
+        )
 
 
 def test_commands_are_documented() -> None:

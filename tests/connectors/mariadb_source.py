@@ -23,7 +23,10 @@ READER = "hf_ro"
 
 
 class MariadbSource(Source):
-    """One database of the private server; the connector signs in as `hf_ro`."""
+    """One database of the private server; the connector signs in as `hf_ro`.
+
+    No default database: a session keeps its rights in that one even when they are revoked.
+    """
 
     def __init__(self, database: MariadbDatabase) -> None:
         self.server: MariadbServer = database.server
@@ -31,10 +34,14 @@ class MariadbSource(Source):
         self.config = {
             "host": self.server.host,
             "port": self.server.port,
-            "database": database.name,
             "username": READER,
             "password": self.server.passwords[READER],
         }
+
+    @property
+    def pattern(self) -> str:
+        """The database as GRANT names it, where an underscore is a wildcard."""
+        return "`" + self.namespace.replace("_", r"\_") + "`"
 
     def quote(self, name: str) -> str:
         return "`" + name.replace("`", "``") + "`"
@@ -114,7 +121,10 @@ class MariadbConformance(ConnectorConformance):
     integer_type = "int"
     unsupported: ClassVar[Mapping[str, str]] = {"zero_columns": "a table without columns does not exist in this system"}
     slow_statement = "SELECT SLEEP(300) AS slept, '{marker}' AS marker"
-    endless_statement = "SELECT a.seq AS one, b.seq AS two, '{marker}' AS marker FROM seq_1_to_10000000 a, seq_1_to_10000000 b"
+    endless_statement = (
+        "SELECT a.COLUMN_NAME AS one, b.COLUMN_NAME AS two, c.ORDINAL_POSITION AS three, '{marker}' AS marker "
+        "FROM information_schema.COLUMNS a, information_schema.COLUMNS b, information_schema.COLUMNS c"
+    )
     _hides_unreadable = True
 
     writes = (
@@ -192,7 +202,7 @@ class MariadbConformance(ConnectorConformance):
     @pytest.fixture
     def source(self, mariadb_database: MariadbDatabase) -> Iterator[MariadbSource]:
         made = MariadbSource(mariadb_database)
-        made.execute(f"GRANT CREATE TEMPORARY TABLES, LOCK TABLES ON `{made.namespace}`.* TO '{READER}'@'%'")
+        made.execute(f"GRANT CREATE TEMPORARY TABLES, LOCK TABLES ON {made.pattern}.* TO '{READER}'@'%'")
         yield made
 
     def run_raw(self, connection: Any, statement: str) -> None:
@@ -222,9 +232,7 @@ class MariadbConformance(ConnectorConformance):
 
     def make_unreadable(self, source: Source, name: str) -> None:
         assert isinstance(source, MariadbSource)
-        pattern = source.namespace.replace("_", r"\_")
-        source.execute(f"REVOKE ALL ON `{pattern}`.* FROM '{READER}'@'%'")
-        source.execute(f"REVOKE ALL ON `{source.namespace}`.* FROM '{READER}'@'%'")
+        source.execute(f"REVOKE ALL ON {source.pattern}.* FROM '{READER}'@'%'")
         for (table,) in source.server.execute("SHOW TABLES", database=source.namespace):
             if table != name:
                 source.execute(f"GRANT SELECT ON {source.qualified(table)} TO '{READER}'@'%'")

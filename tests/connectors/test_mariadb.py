@@ -75,7 +75,7 @@ def test_a_session_is_ours_after_one_round_trip(source: MariadbSource, connect: 
         connector, session,
         "SELECT @@tx_read_only AS ro, @@time_zone AS tz, @@sql_mode AS mode, @@max_statement_time AS seconds, "
         "@@tx_isolation AS iso, @@character_set_results AS charset, @@innodb_lock_wait_timeout AS locks, "
-        "@@local_infile AS infile, @@net_write_timeout AS wait",
+        "@@net_write_timeout AS wait",
     )  # fmt: skip
     assert row["ro"] == 1
     assert (row["tz"], row["mode"], row["iso"], row["charset"]) == ("+00:00", "", "REPEATABLE-READ", "utf8mb4")
@@ -88,7 +88,8 @@ def test_a_session_is_ours_after_one_round_trip(source: MariadbSource, connect: 
 def test_max_statement_time_takes_fractions(source: MariadbSource, connect: Callable[..., Any]) -> None:
     connector, session = connect(source, max_statement_time_s=0.25)
     with pytest.raises(AgentError) as caught:
-        ask(connector, session, "SELECT COUNT(*) FROM seq_1_to_100000000 a JOIN seq_1_to_100000000 b ON a.seq * b.seq % 7 = 3")
+        many = f"{source.quote(source.namespace)}.seq_1_to_100000000"
+        ask(connector, session, f"SELECT COUNT(*) FROM {many} a JOIN {many} b ON a.seq * b.seq % 7 = 3")
     assert (caught.value.code, (caught.value.native or {}).get("number")) == ("timeout.statement", 1969)
     assert connector.reset(session)
 
@@ -115,7 +116,7 @@ def test_one_statement_at_a_time_even_past_the_guard(source: MariadbSource, conn
 
 
 def test_unix_socket_needs_the_policys_leave(source: MariadbSource) -> None:
-    path = source.server.process.directory / "socket"
+    path = source.server.ca_pem.parent / "socket"
     config = {key: value for key, value in source.config.items() if key not in ("host", "port")} | {"unix_socket": str(path)}
     with pytest.raises(ConfigError) as caught:
         make(MariaDB, config, source.namespace).connect(Deadline(5))
@@ -126,6 +127,29 @@ def test_unix_socket_needs_the_policys_leave(source: MariadbSource) -> None:
     assert {s.stage: s.status for s in report.stages}["tcp"] == "skipped"
     tls = next(s for s in report.stages if s.stage == "tls")
     assert (tls.status, tls.details) == ("passed", {"transport": "unix socket"})
+
+
+def test_a_returned_session_has_its_database_again_or_is_discarded(
+    source: MariadbSource, connect: Callable[..., Any]
+) -> None:
+    connector, session = connect(source, database=source.namespace)
+    assert ask(connector, session, "SELECT DATABASE() AS d, GET_LOCK('hf_dirt', 0) AS l") == [{"d": source.namespace, "l": 1}]
+    assert not session.pristine
+    assert connector.reset(session)
+    assert session.pristine
+    assert ask(connector, session, "SELECT DATABASE() AS d, IS_USED_LOCK('hf_dirt') AS l") == [{"d": source.namespace, "l": None}]
+    session.select_db("information_schema")
+    assert not connector.reset(session)
+
+
+def test_our_own_statements_need_no_clean_up(source: MariadbSource, connect: Callable[..., Any]) -> None:
+    source.create("t", {"n": "int"}, [["1"]])
+    connector, session = connect(source)
+    stream = stream_of(connector, session, "t")
+    with connector.read_rows(session, stream, ReadRequest()) as reader:
+        assert read_all(reader).num_rows == 1
+    assert session.pristine
+    assert connector.reset(session)
 
 
 # --- TLS ---
@@ -152,7 +176,8 @@ def test_ssl_modes(source: MariadbSource, mode: str, ca: str | None, encrypted: 
     assert tls.code == (code or "tls.expired")  # the test's certificate lasts a week, which is worth a warning
     if encrypted:
         assert tls.details["version"] in ("TLSv1.2", "TLSv1.3")
-        assert tls.details["cipher_on_server"] == tls.details["cipher"]
+        auth = next(s for s in report.stages if s.stage == "auth")
+        assert auth.details["cipher_on_server"] == tls.details["cipher"]
 
 
 @pytest.mark.parametrize("mode", ["preferred", "required", "verify_ca", "verify_identity"])
@@ -193,7 +218,7 @@ def account(source: MariadbSource) -> Iterator[Callable[..., dict[str, Any]]]:
         name = f"hf_account_{len(made)}"
         made.append(name)
         source.execute(f"CREATE USER '{name}'@'%' {identified}")
-        source.execute(f"GRANT SELECT ON `{source.namespace}`.* TO '{name}'@'%'")
+        source.execute(f"GRANT SELECT ON {source.pattern}.* TO '{name}'@'%'")
         return {"username": name, "password": password}
 
     yield go
@@ -457,7 +482,7 @@ def test_discovery_asks_a_fixed_number_of_questions(source: MariadbSource, conne
 def test_column_grants_show_what_cannot_be_read(source: MariadbSource, connect: Callable[..., Any], account: Callable[..., Any]) -> None:
     source.create("t", {"open": "int", "closed": "int"}, [["1", "2"]])
     config = account("IDENTIFIED BY 'some-password'", "some-password")
-    source.execute(f"REVOKE SELECT ON `{source.namespace}`.* FROM '{config['username']}'@'%'")
+    source.execute(f"REVOKE SELECT ON {source.pattern}.* FROM '{config['username']}'@'%'")
     source.execute(f"GRANT SELECT (`open`), INSERT (closed) ON {source.qualified('t')} TO '{config['username']}'@'%'")
     connector, session = connect(source, **config)
     (stream,) = connector.read_schema(session, SchemaRequest())
