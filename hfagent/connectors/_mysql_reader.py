@@ -22,6 +22,7 @@ from hfagent.foundation.cancellation import CancelToken
 from hfagent.foundation.clock import Deadline
 from hfagent.foundation.errors import AgentError, Cancelled, SourceError
 from hfagent.model.stream import Column
+from hfagent.sdk.alarm import Alarm
 from hfagent.sdk.arrow import arrow_schema
 from hfagent.sdk.reading import BatchReader
 
@@ -49,7 +50,6 @@ class Watch:
         self._lock = threading.Lock()  # guards `_stopper`, and that none starts after the end
         self._stopper: threading.Thread | None = None
         self._registration = ExitStack()
-        self._timer: threading.Timer | None = None
 
     def begin(self) -> None:
         """Start watching. Raises `Cancelled` when it is too late already."""
@@ -58,9 +58,8 @@ class Watch:
         if left is not None:
             if left <= 0:
                 raise _out_of_time()
-            self._timer = threading.Timer(left, self._expire)
-            self._timer.daemon = True
-            self._timer.start()
+            # Half a second late at most, which costs a statement nothing; a timer's thread would cost every one of them.
+            self._registration.enter_context(Alarm(left, self._expire))
         self._registration.enter_context(self._cancel.on_cancel(self._stop_soon))
 
     def end(self) -> None:
@@ -69,8 +68,6 @@ class Watch:
             self._ended.set()
             stopper = self._stopper
         self._registration.close()
-        if self._timer is not None:
-            self._timer.cancel()
         if stopper is not None:
             stopper.join(2 * _GRACE)
             if stopper.is_alive():
@@ -89,6 +86,8 @@ class Watch:
     def check(self) -> None:
         """Raise when the caller cancelled or the time is up."""
         self._cancel.raise_if_cancelled()
+        if self.session.cancelled:  # MySQL's SLEEP answers a KILL QUERY with a row, not with an error
+            raise Cancelled()
         if self._deadline.expired():
             raise _out_of_time()
 

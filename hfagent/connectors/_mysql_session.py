@@ -8,7 +8,7 @@ Invariants:
   statement alike; `pristine` is false as soon as anything but our own statements ran in it.
 
 This is the only module that touches PyMySQL's private parts: `_read_packet`, `_get_server_information`, `_process_auth`,
-`_execute_command`, `_read_ok_packet`, `_request_authentication`, `set_character_set` (overridden or called) and `_sock`,
+`_execute_command`, `_request_authentication`, `set_character_set` (overridden or called) and `_sock`,
 `_rfile`, `_next_seq_id`, `_current_timeout`, `_read_timeout`, `_auth_plugin_name`, `_result` (read or set).
 """
 
@@ -25,7 +25,7 @@ from typing import Any, Final
 from pymysql import err
 from pymysql.connections import Connection
 from pymysql.constants import CLIENT, COMMAND
-from pymysql.protocol import MysqlPacket
+from pymysql.protocol import MysqlPacket, OKPacketWrapper
 
 from hfagent.connectors import _mysql_rows
 from hfagent.connectors._mysql_config import MySQLFamilyConfig
@@ -84,7 +84,7 @@ class Session(_PyMySQL):  # type: ignore[misc]
             password=config.password.reveal().encode() if config.password else b"",
             database=config.database,
             charset="utf8mb4",
-            autocommit=True,
+            autocommit=None,  # `prepare` sets it, with everything else in one round trip
             local_infile=False,
             defer_connect=True,
             program_name=application_name,
@@ -139,6 +139,8 @@ class Session(_PyMySQL):  # type: ignore[misc]
         try:
             self.set_read_timeout(timeout)
             self.query(sql)
+        except RuntimeError as exc:
+            raise self._refuse_file() from exc
         finally:
             self._trusted = False
         result = self._result
@@ -155,12 +157,7 @@ class Session(_PyMySQL):  # type: ignore[misc]
             self.set_read_timeout(timeout)
             self.query(sql, unbuffered=True)
         except RuntimeError as exc:
-            self.discard()
-            raise SourceError(
-                f"{self.config.host or self.config.unix_socket}: the server asked for a file of this machine and got nothing",
-                code="net.protocol",
-                hint="this is how a hostile server steals files: check that the address really is your database",
-            ) from exc
+            raise self._refuse_file() from exc
         finally:
             self._trusted = False
         result = self._result
@@ -272,6 +269,15 @@ class Session(_PyMySQL):  # type: ignore[misc]
             with suppress(OSError):
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
+    def _refuse_file(self) -> SourceError:
+        """The server answered a statement by asking for a local file. Whatever we sent now would be taken for its content."""
+        self.discard()
+        return SourceError(
+            f"{self.config.host or self.config.unix_socket}: the server asked for a file of this machine and got nothing",
+            code="net.protocol",
+            hint="this is how a hostile server steals files: check that the address really is your database",
+        )
+
     # --- what PyMySQL does differently ---
 
     def set_character_set(self, charset: str, collation: str | None = None) -> None:
@@ -282,7 +288,13 @@ class Session(_PyMySQL):  # type: ignore[misc]
         try:
             self.set_read_timeout(timeout)
             self._execute_command(command, text)
-            self._read_ok_packet()
+            packet = self._read_packet()
+            if packet.is_load_local_packet():
+                raise self._refuse_file()
+            if not packet.is_ok_packet():
+                self.discard()
+                raise err.OperationalError(2014, "an answer that does not fit the question")
+            self.server_status = OKPacketWrapper(packet).server_status
         finally:
             self._trusted = False
 
@@ -314,6 +326,8 @@ class Session(_PyMySQL):  # type: ignore[misc]
             super()._get_server_information()
         except (IndexError, ValueError, struct.error) as exc:
             raise _not_mysql(self.config) from exc
+        if not re.match(r"\d+\.", str(self.server_version)):
+            raise _not_mysql(self.config)
         self.greeted = True
         if self._ssl_required and not self.server_capabilities & CLIENT.SSL:
             raise SourceError(

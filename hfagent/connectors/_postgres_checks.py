@@ -43,7 +43,8 @@ FROM pg_catalog.pg_class c
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 CROSS JOIN LATERAL (
   SELECT u.ok AND pg_catalog.has_table_privilege(c.oid, 'SELECT') AS whole,
-         u.ok AND (pg_catalog.has_table_privilege(c.oid, 'SELECT') OR pg_catalog.has_any_column_privilege(c.oid, 'SELECT')) AS part
+         u.ok AND (pg_catalog.has_table_privilege(c.oid, 'SELECT')
+                   OR pg_catalog.has_any_column_privilege(c.oid, 'SELECT')) AS part
   FROM (SELECT pg_catalog.has_schema_privilege(n.oid, 'USAGE') AS ok) u) r
 WHERE n.nspname = ANY(%s) AND c.relkind IN ('r','p','v','m','f')
 GROUP BY n.nspname ORDER BY n.nspname"""
@@ -85,9 +86,11 @@ def secrets(config: PostgresConfig, stage: Stage) -> None:
             certificates = x509.load_pem_x509_certificates(text.encode())
         except ValueError as exc:
             raise SourceError(
-                f"{name} is not a certificate in PEM form", code="tls.client_cert" if name == "sslcert" else "tls.untrusted",
-                hint="paste the whole text, from -----BEGIN CERTIFICATE----- to -----END CERTIFICATE-----", stage="secrets",
-            ) from exc  # fmt: skip
+                f"{name} is not a certificate in PEM form",
+                code="tls.client_cert" if name == "sslcert" else "tls.untrusted",
+                hint="paste the whole text, from -----BEGIN CERTIFICATE----- to -----END CERTIFICATE-----",
+                stage="secrets",
+            ) from exc
         _dates(name, certificates, stage)
     if config.sslcert and config.sslkey is not None:
         phrase = config.sslkey_password.reveal().encode() if config.sslkey_password else None
@@ -95,9 +98,11 @@ def secrets(config: PostgresConfig, stage: Stage) -> None:
             load_pem_private_key(config.sslkey.reveal().encode(), phrase)
         except (ValueError, TypeError) as exc:
             raise SourceError(
-                "sslkey cannot be read", code="tls.client_cert", stage="secrets",
+                "sslkey cannot be read",
+                code="tls.client_cert",
+                stage="secrets",
                 hint="paste the private key in PEM form; when it is encrypted, fill in sslkey_password",
-            ) from exc  # fmt: skip
+            ) from exc
 
 
 def _dates(name: str, certificates: Sequence[Any], stage: Stage) -> None:
@@ -124,9 +129,10 @@ def tls(session: Session, stage: Stage) -> None:
             stage.skip("local socket")
         else:
             stage.warn(
-                "tls.plaintext", "the connection is not encrypted: anybody on the way can read the data",
+                "tls.plaintext",
+                "the connection is not encrypted: anybody on the way can read the data",
                 "switch on ssl on the server and set sslmode to verify-full",
-            )  # fmt: skip
+            )
         return
     rows = session.rows(_TLS, None, Limits.of(5))
     verified = config.sslmode in ("verify-ca", "verify-full")
@@ -135,14 +141,20 @@ def tls(session: Session, stage: Stage) -> None:
         stage.details |= {"version": rows[0][1], "cipher": rows[0][2], "bits": rows[0][3]}
     if not verified:
         stage.warn(
-            "tls.unverified", f"encrypted, but sslmode {config.sslmode} does not check who answers",
+            "tls.unverified",
+            f"encrypted, but sslmode {config.sslmode} does not check who answers",
             "set sslmode to verify-full and paste the certificate of the server's authority into sslrootcert",
-        )  # fmt: skip
+        )
 
 
 _METHODS = (
-    ("MD5", "md5"), ("SCRAM", "scram-sha-256"), ("cleartext", "password"), ("GSS", "gss"), ("SSPI", "sspi"), ("SASL", "scram-sha-256"),
-)  # fmt: skip
+    ("hashed", "md5"),
+    ("SCRAM", "scram-sha-256"),
+    ("cleartext", "password"),
+    ("GSS", "gss"),
+    ("SSPI", "sspi"),
+    ("SASL", "scram-sha-256"),
+)
 
 
 def auth(session: Session, context: ConnectorContext, stage: Stage) -> None:
@@ -172,9 +184,14 @@ def server(session: Session, stage: Stage) -> dict[str, Any]:
     number = session.server_version
     skew = round(clock - (before + after) / 2, 3)
     facts: dict[str, Any] = {
-        "product": _product(banner), "version": version, "version_number": number, "role": "standby" if standby else "primary",
-        "time_zone": zone, "encoding": encoding, "clock_skew_s": skew,
-    }  # fmt: skip
+        "product": _product(banner),
+        "version": version,
+        "version_number": number,
+        "role": "standby" if standby else "primary",
+        "time_zone": zone,
+        "encoding": encoding,
+        "clock_skew_s": skew,
+    }
     if number < _OLDEST:
         raise SourceError(
             f"PostgreSQL {version} is too old: 9.6 or later is needed", code="unsupported", hint="upgrade the server"
@@ -208,8 +225,14 @@ def server(session: Session, stage: Stage) -> dict[str, Any]:
 
 
 def _product(banner: str) -> str:
-    for word, name in (("Redshift", "Amazon Redshift"), ("CockroachDB", "CockroachDB"), ("YugabyteDB", "YugabyteDB"), ("-YB-", "YugabyteDB"),
-                       ("EnterpriseDB", "EDB Postgres Advanced Server"), ("Greenplum", "Greenplum")):  # fmt: skip
+    for word, name in (
+        ("Redshift", "Amazon Redshift"),
+        ("CockroachDB", "CockroachDB"),
+        ("YugabyteDB", "YugabyteDB"),
+        ("-YB-", "YugabyteDB"),
+        ("EnterpriseDB", "EDB Postgres Advanced Server"),
+        ("Greenplum", "Greenplum"),
+    ):
         if word in banner:
             return name
     return "PostgreSQL"
@@ -223,9 +246,10 @@ def namespaces(session: Session, wanted: Sequence[str], resolved: Sequence[str],
     if not wanted:
         if not resolved:
             stage.warn(
-                "namespace.not_found", "there is no schema in which this account can read anything",
+                "namespace.not_found",
+                "there is no schema in which this account can read anything",
                 f"GRANT USAGE ON SCHEMA public TO {user}; GRANT SELECT ON ALL TABLES IN SCHEMA public TO {user};",
-            )  # fmt: skip
+            )
         return
     rows = session.rows(_NAMESPACES, (list(wanted),), Limits.of(10))
     if missing := [name for name, exists, _ in rows if not exists]:
@@ -237,9 +261,10 @@ def namespaces(session: Session, wanted: Sequence[str], resolved: Sequence[str],
     if closed := [name for name, _, usable in rows if not usable]:
         quoted = '"' + closed[0].replace('"', '""') + '"'
         error = SourceError(
-            f"the account has no USAGE right on the schema {closed[0]!r}", code="permission.denied",
+            f"the account has no USAGE right on the schema {closed[0]!r}",
+            code="permission.denied",
             hint=f"GRANT USAGE ON SCHEMA {quoted} TO {user}; GRANT SELECT ON ALL TABLES IN SCHEMA {quoted} TO {user};",
-        )  # fmt: skip
+        )
         if len(closed) == len(rows):
             raise error
         stage.warn(error.code, error.message, error.hint)
@@ -260,27 +285,31 @@ def permissions(session: Session, resolved: Sequence[str], stage: Stage) -> None
     if visible and not whole + partly:
         name = '"' + str(rows[0][0]).replace('"', '""') + '"'
         raise SourceError(
-            f"the account sees {visible} tables and views but may read none of them", code="permission.read_missing",
+            f"the account sees {visible} tables and views but may read none of them",
+            code="permission.read_missing",
             hint=f"GRANT USAGE ON SCHEMA {name} TO {user}; GRANT SELECT ON ALL TABLES IN SCHEMA {name} TO {user};",
-        )  # fmt: skip
+        )
     empty = [row for row in rows if not row[2] + row[3]]
     if empty:
         name = '"' + str(empty[0][0]).replace('"', '""') + '"'
         stage.warn(
-            "permission.read_missing", f"nothing can be read in the schema {empty[0][0]!r}",
+            "permission.read_missing",
+            f"nothing can be read in the schema {empty[0][0]!r}",
             f"GRANT USAGE ON SCHEMA {name} TO {user}; GRANT SELECT ON ALL TABLES IN SCHEMA {name} TO {user};",
-        )  # fmt: skip
+        )
     elif whole + partly < visible:
         culprit = next(row for row in rows if row[5])
         stage.warn(
-            "permission.read_missing", f"{visible - whole - partly} of {visible} streams cannot be read, {culprit[0]}.{culprit[5]} for one",
+            "permission.read_missing",
+            f"{visible - whole - partly} of {visible} streams cannot be read, {culprit[0]}.{culprit[5]} for one",
             f"GRANT SELECT ON ALL TABLES IN SCHEMA {_quoted(culprit[0])} TO {user};",
-        )  # fmt: skip
+        )
     if guarded:
         stage.warn(
-            "permission.row_security", f"row security is on for {guarded} tables: this account may see only part of their rows",
+            "permission.row_security",
+            f"row security is on for {guarded} tables: this account may see only part of their rows",
             f"a role with BYPASSRLS sees all: ALTER ROLE {user} BYPASSRLS;",
-        )  # fmt: skip
+        )
 
 
 def safety(session: Session, resolved: Sequence[str], stage: Stage) -> None:
@@ -292,9 +321,15 @@ def safety(session: Session, resolved: Sequence[str], stage: Stage) -> None:
     superuser, bypass, replication, create_role, create_db, _, create, memberships = rows[0]
     ((count, example),) = session.rows(_WRITABLE, (list(resolved),), Limits.of(30))
     stage.details |= {
-        "superuser": superuser, "bypass_row_security": bypass, "replication": replication, "create_role": create_role,
-        "create_database": create_db, "create_in_database": create, "writable_streams": count, "session_read_only": True,
-    }  # fmt: skip
+        "superuser": superuser,
+        "bypass_row_security": bypass,
+        "replication": replication,
+        "create_role": create_role,
+        "create_database": create_db,
+        "create_in_database": create,
+        "writable_streams": count,
+        "session_read_only": True,
+    }
     advice = (
         f"make a role that can only read: CREATE ROLE honeyframe_ro LOGIN PASSWORD '…'; GRANT pg_read_all_data TO honeyframe_ro; "
         f"instead of {user}"
@@ -311,8 +346,16 @@ def safety(session: Session, resolved: Sequence[str], stage: Stage) -> None:
     if count:
         stage.warn("permission.can_write", f"{user} can change {count} tables, {example} for one", advice)
     if create_role or create_db or create or replication:
-        rights = [name for name, has in (("CREATEROLE", create_role), ("CREATEDB", create_db), ("CREATE on the database", create),
-                                         ("REPLICATION", replication)) if has]  # fmt: skip
+        rights = [
+            name
+            for name, has in (
+                ("CREATEROLE", create_role),
+                ("CREATEDB", create_db),
+                ("CREATE on the database", create),
+                ("REPLICATION", replication),
+            )
+            if has
+        ]
         stage.warn("permission.can_write", f"{user} has {', '.join(rights)}", advice)
 
 
@@ -324,19 +367,26 @@ def capacity(session: Session, stage: Stage) -> None:
     ceilings = [limit - reserved, *(x for x in (role_limit, database_limit) if x is not None and x >= 0)]
     available = min(ceilings)
     stage.details |= {
-        "max_connections": limit, "reserved": reserved, "role_limit": role_limit, "database_limit": database_limit,
-        "sessions_seen": used, "sessions_of_account": own, "pool_maximum": pool,
-    }  # fmt: skip
+        "max_connections": limit,
+        "reserved": reserved,
+        "role_limit": role_limit,
+        "database_limit": database_limit,
+        "sessions_seen": used,
+        "sessions_of_account": own,
+        "pool_maximum": pool,
+    }
     if pool > available:
         stage.warn(
-            "capacity.too_many_connections", f"the pool may open {pool} connections, the server allows this account {available}",
+            "capacity.too_many_connections",
+            f"the pool may open {pool} connections, the server allows this account {available}",
             "lower pool_size and max_overflow",
-        )  # fmt: skip
+        )
     elif used + pool > limit - reserved:
         stage.warn(
-            "capacity.too_many_connections", f"{used} of {limit - reserved} connections are in use, the pool may open {pool} more",
+            "capacity.too_many_connections",
+            f"{used} of {limit - reserved} connections are in use, the pool may open {pool} more",
             "lower max_overflow, or raise max_connections on the server",
-        )  # fmt: skip
+        )
 
 
 def _quoted(name: str) -> str:

@@ -8,12 +8,12 @@ host (`hostaddr`, a database name that is a whole connection string) or change t
 
 from __future__ import annotations
 
-import re
 from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator, model_validator
 
 from hfagent.sdk.config import NetworkFields, PoolFields, QueryFields, field
+from hfagent.sdk.network import validate_host
 from hfagent.sdk.secret import Secret
 
 __all__ = ["EXTRA_PARAMS", "PostgresConfig", "SpecialValues"]
@@ -159,19 +159,7 @@ class PostgresConfig(NetworkFields, QueryFields, PoolFields):
     @field_validator("host")
     @classmethod
     def _host(cls, value: str) -> str:
-        hosts = [part.strip() for part in value.split(",")]
-        for host in hosts:
-            if not host:
-                raise ValueError("an empty name in the list of hosts")
-            if host.startswith("/"):
-                if "\0" in host or "\n" in host:
-                    raise ValueError("a socket directory cannot contain control characters")
-            elif not re.fullmatch(r"[^\s,/@=?#'\"\\\x00-\x20\x7f]+", host) or "://" in host:
-                raise ValueError(
-                    f"{host!r} is not a host name, an IP address or an absolute socket directory; put user, database and "
-                    "parameters into their own fields"
-                )
-        return ",".join(hosts)
+        return ",".join(validate_host(part.strip(), allow_directory=True) for part in value.split(","))
 
     @field_validator("database")
     @classmethod

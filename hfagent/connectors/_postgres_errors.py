@@ -99,75 +99,176 @@ def _text(
 
 _CONNECT_TEXTS = (
     # What the server says while signing in. The SQLSTATE is known, but libpq keeps it to itself.
-    _text(r"password authentication failed|(LDAP|PAM|RADIUS|GSSAPI|certificate) authentication failed", "auth.invalid_credentials",
-          _PASSWORD_HINT, sqlstate="28P01"),
+    _text(
+        r"password authentication failed|(LDAP|PAM|RADIUS|GSSAPI|certificate) authentication failed",
+        "auth.invalid_credentials",
+        _PASSWORD_HINT,
+        sqlstate="28P01",
+    ),
     _text(r"role \".*\" does not exist", "auth.invalid_credentials", _PASSWORD_HINT, sqlstate="28000"),
     _text(r"not permitted to log in", "auth.locked", "on the server: ALTER ROLE {user} LOGIN", sqlstate="28000"),
-    _text(r"requires a valid client certificate", "tls.client_cert", "give the account's certificate in sslcert and sslkey",
-          sqlstate="28000"),
-    _text(r"no pg_hba\.conf entry.*no encryption", "auth.not_permitted_from_host",
-          "the server may insist on encryption: set sslmode to require or stricter; else " + _HBA_HINT, sqlstate="28000"),
-    _text(r"no pg_hba\.conf entry|pg_hba\.conf rejects|ident authentication failed|peer authentication failed",
-          "auth.not_permitted_from_host", _HBA_HINT, sqlstate="28000"),
-    _text(r"database \".*\" does not exist", "namespace.not_found", "check the database's name; psql -l on the server lists them",
-          sqlstate="3D000"),
-    _text(r"permission denied for database", "permission.denied", "GRANT CONNECT ON DATABASE {database} TO {user};",
-          sqlstate="42501"),
-    _text(r"is not currently accepting connections", "permission.denied", "ALTER DATABASE {database} ALLOW_CONNECTIONS true;",
-          sqlstate="55000"),
-    _text(r"too many clients|remaining connection slots|too many connections|no more connections allowed|sorry, too many",
-          "capacity.too_many_connections", _CAPACITY_HINT, sqlstate="53300"),
-    _text(r"the database system is|not yet accepting connections|server_login_retry|pgbouncer cannot connect", "transient.starting",
-          "wait until the server accepts connections", sqlstate="57P03"),
+    _text(
+        r"requires a valid client certificate",
+        "tls.client_cert",
+        "give the account's certificate in sslcert and sslkey",
+        sqlstate="28000",
+    ),
+    _text(
+        r"no pg_hba\.conf entry.*no encryption",
+        "auth.not_permitted_from_host",
+        "the server may insist on encryption: set sslmode to require or stricter; else " + _HBA_HINT,
+        sqlstate="28000",
+    ),
+    _text(
+        r"no pg_hba\.conf entry|pg_hba\.conf rejects|ident authentication failed|peer authentication failed",
+        "auth.not_permitted_from_host",
+        _HBA_HINT,
+        sqlstate="28000",
+    ),
+    _text(
+        r"database \".*\" does not exist",
+        "namespace.not_found",
+        "check the database's name; psql -l on the server lists them",
+        sqlstate="3D000",
+    ),
+    _text(
+        r"permission denied for database",
+        "permission.denied",
+        "GRANT CONNECT ON DATABASE {database} TO {user};",
+        sqlstate="42501",
+    ),
+    _text(
+        r"is not currently accepting connections",
+        "permission.denied",
+        "ALTER DATABASE {database} ALLOW_CONNECTIONS true;",
+        sqlstate="55000",
+    ),
+    _text(
+        r"too many clients|remaining connection slots|too many connections|no more connections allowed|sorry, too many",
+        "capacity.too_many_connections",
+        _CAPACITY_HINT,
+        sqlstate="53300",
+    ),
+    _text(
+        r"the database system is|not yet accepting connections|server_login_retry|pgbouncer cannot connect",
+        "transient.starting",
+        "wait until the server accepts connections",
+        sqlstate="57P03",
+    ),
     _text(r"terminating connection due to administrator command", "transient.failover", "try again", sqlstate="57P01"),
-    _text(r"unrecognized configuration parameter|unsupported startup parameter", "config.invalid",
-          "between agent and server stands a pooler: set pgbouncer_transaction_mode", sqlstate="42704"),
+    _text(
+        r"unrecognized configuration parameter|unsupported startup parameter",
+        "config.invalid",
+        "between agent and server stands a pooler: set pgbouncer_transaction_mode",
+        sqlstate="42704",
+    ),
     _text(r"invalid value for parameter", "config.invalid", "check the session settings of the form", sqlstate="22023"),
     # Encryption.
-    _text(r"does not match host name|hostname mismatch|ip address mismatch", "tls.hostname_mismatch",
-          "connect by a name that the certificate carries, or use sslmode verify-ca", stage="tls"),
+    _text(
+        r"does not match host name|hostname mismatch|ip address mismatch",
+        "tls.hostname_mismatch",
+        "connect by a name that the certificate carries, or use sslmode verify-ca",
+        stage="tls",
+    ),
     _text(r"certificate has expired", "tls.expired", "renew the server's certificate", stage="tls"),
-    _text(r"certificate verify failed|self.signed certificate|unable to get (local )?issuer", "tls.untrusted",
-          "paste the certificate of the server's authority into sslrootcert; check that the server's certificate has not expired",
-          stage="tls"),
-    _text(r"root certificate file|could not read root certificate|weak sslmode", "tls.untrusted",
-          "paste the certificate of the server's authority into sslrootcert", stage="tls"),
-    _text(r"server does not support SSL|SSL was required|does not support encryption", "tls.plaintext_refused",
-          "switch on ssl in the server's configuration, or lower sslmode", stage="tls"),
-    _text(r"could not load|private key|certificate file|no start line|bad decrypt|key values mismatch|alert (unknown ca|certificate|bad "
-          r"certificate|unsupported certificate)|certificate required", "tls.client_cert",
-          "check sslcert, sslkey and sslkey_password: they belong together and the server must trust the certificate", stage="tls"),
-    _text(r"unsupported protocol|no protocols available|alert protocol version|handshake failure|no shared cipher|no suitable", "tls.version",
-          "update the server's TLS, or allow older versions with extra_params ssl_min_protocol_version", stage="tls"),
+    _text(
+        r"certificate verify failed|self.signed certificate|unable to get (local )?issuer",
+        "tls.untrusted",
+        "paste the certificate of the server's authority into sslrootcert; check that the server's certificate has not expired",
+        stage="tls",
+    ),
+    _text(
+        r"root certificate file|could not read root certificate|weak sslmode",
+        "tls.untrusted",
+        "paste the certificate of the server's authority into sslrootcert",
+        stage="tls",
+    ),
+    _text(
+        r"server does not support SSL|SSL was required|does not support encryption",
+        "tls.plaintext_refused",
+        "switch on ssl in the server's configuration, or lower sslmode",
+        stage="tls",
+    ),
+    _text(
+        r"could not load|private key|certificate file|no start line|bad decrypt|key values mismatch|"
+        r"alert (unknown ca|certificate|bad "
+        r"certificate|unsupported certificate)|certificate required",
+        "tls.client_cert",
+        "check sslcert, sslkey and sslkey_password: they belong together and the server must trust the certificate",
+        stage="tls",
+    ),
+    _text(
+        r"unsupported protocol|no protocols available|alert protocol version|handshake failure|no shared cipher|no suitable",
+        "tls.version",
+        "update the server's TLS, or allow older versions with extra_params ssl_min_protocol_version",
+        stage="tls",
+    ),
     # Whatever answered is no PostgreSQL.
-    _text(r"invalid response to SSL negotiation|expected authentication request|wrong version number|lost synchronization|invalid "
-          r"message|unrecognized|unexpected message|received unencrypted data|packet length too long|record layer failure|malformed",
-          "net.protocol", "another kind of server listens on this port; check host and port", stage="auth",
-          message="what answers does not speak PostgreSQL's protocol"),
+    _text(
+        r"invalid response to SSL negotiation|expected authentication request|wrong version number|lost synchronization|invalid "
+        r"message|unrecognized|unexpected message|received unencrypted data|packet length too long|"
+        r"record layer failure|malformed",
+        "net.protocol",
+        "another kind of server listens on this port; check host and port",
+        stage="auth",
+        message="what answers does not speak PostgreSQL's protocol",
+    ),
     # How to prove who one is.
-    _text(r"authentication method requirement .* failed", "auth.method_unsupported",
-          "the server asks for the password in clear text over a connection that may be read: set sslmode to require or stricter"),
-    _text(r"no password supplied", "auth.invalid_credentials", "the server asks for a password: fill in the field password"),
-    _text(r"authentication method|SCRAM|channel binding|SASL|GSSAPI|SSPI|Kerberos", "auth.method_unsupported",
-          "use scram-sha-256 for this account in pg_hba.conf"),
+    _text(
+        r"authentication method requirement .* failed",
+        "auth.method_unsupported",
+        "the server asks for the password in clear text over a connection that may be read: set sslmode to require or stricter",
+    ),
+    _text(
+        r"no password supplied",
+        "auth.invalid_credentials",
+        "the server asks for a password: fill in the field password",
+    ),
+    _text(
+        r"authentication method|SCRAM|channel binding|SASL|GSSAPI|SSPI|Kerberos",
+        "auth.method_unsupported",
+        "use scram-sha-256 for this account in pg_hba.conf",
+    ),
     # Which of several hosts.
-    _text(r"session is (not )?read-only|server is (not )?in hot standby", "transient.failover",
-          "no host is in the role that target_session_attrs asks for", stage="auth"),
+    _text(
+        r"session is (not )?read-only|server is (not )?in hot standby",
+        "transient.failover",
+        "no host is in the role that target_session_attrs asks for",
+        stage="auth",
+    ),
     # The way there.
-    _text(r"connection refused", "net.refused", "check host and port, and that the server runs and listens on that address",
-          message="nothing listens there"),
-    _text(r"is the server running locally", "net.refused", "check the socket directory, and that the server runs on this machine",
-          message="there is no server's socket in this directory"),
-    _text(r"could not translate host name|name or service not known|nodename nor servname|temporary failure in name", "net.dns",
-          "check the spelling of the host and the agent's name service"),
-    _text(r"no route to host|network is unreachable|host is down|host is unreachable", "net.unreachable",
-          "check routing and firewalls between agent and server"),
+    _text(
+        r"connection refused",
+        "net.refused",
+        "check host and port, and that the server runs and listens on that address",
+        message="nothing listens there",
+    ),
+    _text(
+        r"is the server running locally",
+        "net.refused",
+        "check the socket directory, and that the server runs on this machine",
+        message="there is no server's socket in this directory",
+    ),
+    _text(
+        r"could not translate host name|name or service not known|nodename nor servname|temporary failure in name",
+        "net.dns",
+        "check the spelling of the host and the agent's name service",
+    ),
+    _text(
+        r"no route to host|network is unreachable|host is down|host is unreachable",
+        "net.unreachable",
+        "check routing and firewalls between agent and server",
+    ),
     _text(r"timeout expired|timed out", "net.timeout", "check host, port and firewalls; the packets get no answer"),
-    _text(r"closed the connection|connection reset|broken pipe|EOF detected|connection has been closed|SYSCALL error|connection not open"
-          r"|could not (send|receive)|connection aborted|unexpected eof", "net.reset",
-          "try again; if it stays so, look for a firewall or proxy between agent and server, and into the server's log",
-          message="the connection was cut"),
-)  # fmt: skip
+    _text(
+        r"closed the connection|connection reset|broken pipe|EOF detected|connection has been closed|SYSCALL error|"
+        r"connection not open"
+        r"|could not (send|receive)|connection aborted|unexpected eof",
+        "net.reset",
+        "try again; if it stays so, look for a firewall or proxy between agent and server, and into the server's log",
+        message="the connection was cut",
+    ),
+)
 
 
 def connect_error(text: str, *, where: str, facts: dict[str, Any]) -> AgentError:
@@ -195,12 +296,12 @@ def statement_error(
         return _build(rule, line, where="", facts=facts, sqlstate=sqlstate)
     if sqlstate == "42501" and "grant" not in facts:
         facts = facts | {"grant": permission_hint(line, str(facts.get("user", "<account>")))}
-    error = SQLSTATES.error(sqlstate, line, **facts)
-    return error
+    return SQLSTATES.error(sqlstate, line, **facts)
 
 
 _OBJECT = re.compile(
-    r"permission denied for (?P<kind>table|relation|view|materialized view|foreign table|schema|column|database|sequence|function) "
+    r"permission denied for "
+    r"(?P<kind>table|relation|view|materialized view|foreign table|schema|column|database|sequence|function) "
     r"\"?(?P<name>.+?)\"?$"
 )
 

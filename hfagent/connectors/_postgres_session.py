@@ -35,6 +35,7 @@ from hfagent.foundation.clock import Deadline
 from hfagent.foundation.errors import AgentError, ConfigError, SourceError
 from hfagent.sdk.config import secret_value
 from hfagent.sdk.connector import ConnectorContext
+from hfagent.sdk.network import resolve
 
 if TYPE_CHECKING:
     import psycopg
@@ -49,6 +50,13 @@ _LAST_WORDS = 2.0  # seconds that the server gets to end a cancelled statement b
 
 _NOWHERE = "/dev/null/none"
 """A path that cannot exist: keeps libpq from its defaults below the home directory."""
+
+
+_ENVIRONMENT = ("PGSERVICE", "PGTZ", "PGDATESTYLE", "PGGEQO")
+"""Variables that no keyword can overrule: an unknown service breaks every connection, the others change the session."""
+
+_NEUTRAL = {"require_auth": "!sspi", "min_protocol_version": "3.0", "max_protocol_version": "3.0"}
+"""Values that mean "no opinion" where an empty text means something else."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +173,7 @@ class Session:
             self.pgconn.exit_pipeline_mode()
         return results, failed
 
-    def rows(self, statement: str, parameters: Sequence[Any], limits: Limits) -> list[tuple[Any, ...]]:
+    def rows(self, statement: str, parameters: Sequence[Any] | None, limits: Limits) -> list[tuple[Any, ...]]:
         """Run a statement of our own, with bound values, and return all its rows. For catalogue queries."""
         from psycopg.adapt import Transformer
 
@@ -421,7 +429,7 @@ def open_session(config: PostgresConfig, context: ConnectorContext, deadline: De
                     if deadline.expired():
                         break
                     continue
-                return Session(psycopg.Connection(pgconn), config, files)  # type: ignore[arg-type]
+                return Session(psycopg.Connection(pgconn), config, files)
     if not failures:
         raise SourceError(f"{_where(config, config.host)}: no time left to connect", code="timeout.connect")
     # A server that answered tells more than an address that did not.
@@ -442,37 +450,11 @@ def _targets(config: PostgresConfig, deadline: Deadline, failures: list[AgentErr
             yield host, ""
             continue
         try:
-            addresses = _resolve(host, config, deadline)
+            addresses = resolve(host, config.port, Deadline(deadline.bounded(config.connect_timeout_s)))
         except AgentError as error:
             failures.append(error)
             continue
         yield from ((host, address) for address in addresses)
-
-
-def _resolve(host: str, config: PostgresConfig, deadline: Deadline) -> list[str]:
-    found: list[str] = []
-    failed: list[OSError] = []
-
-    def look_up() -> None:
-        try:
-            found.extend(
-                dict.fromkeys(str(i[4][0]) for i in socket.getaddrinfo(host, config.port, type=socket.SOCK_STREAM))
-            )
-        except (OSError, UnicodeError) as exc:
-            failed.append(exc if isinstance(exc, OSError) else OSError(str(exc)))
-
-    # getaddrinfo cannot be interrupted: when it takes too long its thread is left to end by itself.
-    thread = threading.Thread(target=look_up, name="hfagent-dns", daemon=True)
-    thread.start()
-    thread.join(deadline.bounded(min(5.0, config.connect_timeout_s)))
-    if found:
-        return found
-    why = (failed[0].strerror or str(failed[0])) if failed else "the name service does not answer"
-    raise SourceError(
-        f"{_where(config, host)}: the name {host!r} cannot be resolved: {why}",
-        code="net.dns",
-        hint="check the spelling of the host and the agent's name service",
-    )
 
 
 def _connect(parameters: dict[str, str], deadline: Deadline, config: PostgresConfig, host: str) -> PGconn:
@@ -482,7 +464,7 @@ def _connect(parameters: dict[str, str], deadline: Deadline, config: PostgresCon
     where = _where(config, host)
     started = time.monotonic()
     pgconn = pq.PGconn.connect_start(make_conninfo("", **parameters).encode())
-    status = pq.PollingStatus.WRITING  # asking libpq before the socket is ready would pass for a connection made
+    status: int = pq.PollingStatus.WRITING  # asking libpq before the socket is ready would pass for a connection made
     while pgconn.status != pq.ConnStatus.BAD:
         poller = select.poll()
         poller.register(pgconn.socket, select.POLLIN if status == pq.PollingStatus.READING else select.POLLOUT)
@@ -529,10 +511,10 @@ def _parameters(config: PostgresConfig, context: ConnectorContext) -> dict[str, 
     """Every keyword that matters, explicitly: neither PG* variables nor files of the account can slip in."""
     from psycopg import pq
 
-    # A service is the one default that no keyword can switch off; an unknown one would break every connection.
-    os.environ.pop("PGSERVICE", None)
+    for name in _ENVIRONMENT:
+        os.environ.pop(name, None)
     parameters = {
-        option.keyword.decode(): (option.compiled or b"").decode()
+        option.keyword.decode(): _NEUTRAL.get(option.keyword.decode(), (option.compiled or b"").decode())
         for option in pq.Conninfo.get_defaults()
         if option.envvar and option.keyword != b"service" and (option.compiled or option.envvar.decode() in os.environ)
     }

@@ -40,7 +40,49 @@ _KINDS: Final[dict[str, Kind]] = {
 }  # fmt: skip
 
 _TEXTUAL: Final = frozenset(
-    ["inet", "cidr", "macaddr", "macaddr8", "point", "line", "lseg", "box", "path", "polygon", "circle", "tsvector", "tsquery", "jsonpath", "pg_lsn", "tid", "regclass", "regproc", "regprocedure", "regoper", "regoperator", "regtype", "regrole", "regnamespace", "regconfig", "regdictionary", "regcollation", "int2vector", "oidvector", "txid_snapshot", "pg_snapshot", "unknown", "void", "cstring", "record", "aclitem", "refcursor", "ltree", "lquery", "halfvec", "sparsevec"]
+    [
+        "inet",
+        "cidr",
+        "macaddr",
+        "macaddr8",
+        "point",
+        "line",
+        "lseg",
+        "box",
+        "path",
+        "polygon",
+        "circle",
+        "tsvector",
+        "tsquery",
+        "jsonpath",
+        "pg_lsn",
+        "tid",
+        "regclass",
+        "regproc",
+        "regprocedure",
+        "regoper",
+        "regoperator",
+        "regtype",
+        "regrole",
+        "regnamespace",
+        "regconfig",
+        "regdictionary",
+        "regcollation",
+        "int2vector",
+        "oidvector",
+        "txid_snapshot",
+        "pg_snapshot",
+        "unknown",
+        "void",
+        "cstring",
+        "record",
+        "aclitem",
+        "refcursor",
+        "ltree",
+        "lquery",
+        "halfvec",
+        "sparsevec",
+    ]
 )
 """Types whose text form is what people know them by; any other type of that kind gets a warning."""
 

@@ -137,6 +137,7 @@ class MySQL(SQLBase[MySQLFamilyConfig]):
         prefix = "transaction" if modern else "tx"
         return (
             "NAMES utf8mb4",
+            "SESSION autocommit = 1",
             f"SESSION {prefix}_read_only = 1",
             f"SESSION {prefix}_isolation = 'REPEATABLE-READ'",
             "SESSION time_zone = '+00:00'",
@@ -231,8 +232,9 @@ class MySQL(SQLBase[MySQLFamilyConfig]):
 
         bound = bind(sql, params, connection.escape)
         options.setdefault("options", self._options())
+        options.setdefault("map_error", lambda error: self._denied(error, connection, None))
         return open_reader(
-            connection, bound, request, kill=self._kill, map_error=self.map_error, deadline=deadline, **options
+            connection, bound, request, kill=self._kill, deadline=deadline, **options
         )  # fmt: skip
 
     def _options(self) -> ValueOptions:
@@ -301,6 +303,7 @@ class MySQL(SQLBase[MySQLFamilyConfig]):
         return self._result(
             connection, self.unlimited(sql, connection), params, statement, request.deadline, trusted=True,
             declared={column.name: column for column in stream.columns}, after=lambda: _end_transaction(connection),
+            map_error=lambda error: self._denied(error, connection, self.qualified(stream.namespace, stream.name)),
         )  # fmt: skip
 
     def unlimited(self, sql: str, session: Session) -> str:
@@ -388,6 +391,21 @@ class MySQL(SQLBase[MySQLFamilyConfig]):
         return f"'{user}'@'{host}'"
 
     # --- errors ---
+
+    def _denied(self, error: BaseException, session: Session, target: str | None) -> AgentError:
+        """Like `map_error`; a missing right is explained with the account as the server keeps it, which is worth a question."""
+        mapped = self.map_error(error)
+        number = (mapped.native or {}).get("number")
+        if number not in (1142, 1143) or not session.usable:
+            return mapped
+        from hfagent.connectors._mysql_errors import ERRORS, facts_of
+
+        facts = facts_of(mapped.message, self.config.database, self.config.username)
+        if target is not None:
+            facts["target"] = target
+        with suppress(Exception):  # the error at hand is the one to report
+            facts["account"] = self._account(session)
+        return ERRORS.error(number, mapped.message, **facts)
 
     def map_error(self, error: BaseException) -> AgentError:
         from hfagent.connectors._mysql_dial import socket_error

@@ -172,7 +172,9 @@ class PostgreSQL(SQLBase[PostgresConfig]):
                 if not columns:
                     warnings.append("the statement returns no columns")
                 return self._nothing(session, columns, cleanup, sql, warnings)
-            copy = b"COPY (\n" + _without_end(text) + b"\n) TO STDOUT (FORMAT csv, ENCODING 'UTF8')"
+            # A database without an encoding holds anything: asked for UTF-8, the server would refuse to send it.
+            encoding = b"SQL_ASCII" if session.pgconn.parameter_status(b"server_encoding") == b"SQL_ASCII" else b"UTF8"
+            copy = b"COPY (\n" + _without_end(text) + b"\n) TO STDOUT (FORMAT csv, ENCODING '" + encoding + b"')"
             result = session.start(copy, limits)
             if result.error_message:
                 session.next_result(limits)
@@ -303,6 +305,21 @@ def _text(value: bytes | None) -> str | None:
     return None if value is None else value.decode("utf-8", "replace")
 
 
+_TOKEN = re.compile(
+    rb"""[eE]'(?:[^'\\]|''|\\.)*'|'(?:[^']|'')*'|"(?:[^"]|"")*"|\$(?P<tag>\w*)\$.*?\$(?P=tag)\$|--[^\n]*|(?P<comment>/\*|\*/)|(?P<end>;)""",
+    re.DOTALL,
+)
+
+
 def _without_end(text: bytes) -> bytes:
-    """Without the semicolon that may end a statement (the server has parsed it as exactly one already)."""
-    return text.rstrip().rstrip(b";")
+    """Without the semicolon that may end a statement and the comments after it.
+
+    The server has parsed the text as exactly one statement already: what follows its first semicolon says nothing.
+    """
+    depth = 0  # comments nest
+    for token in _TOKEN.finditer(text) if b";" in text else ():
+        if token["comment"]:
+            depth += 1 if token["comment"] == b"/*" else -1
+        elif token["end"] and depth <= 0:
+            return text[: token.start()]
+    return text

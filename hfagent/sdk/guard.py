@@ -1,9 +1,12 @@
 """The statement guard: lets one reading statement through. Defence in depth, never the only layer.
 
-The real layers are the account and the read-only session; this one refuses early and says why. It parses with the right
-dialect. A statement that does not parse is not waved through as harmless: it passes only when it begins like a reading
-statement, holds none of the forbidden words, and the server itself enforces read-only; then the server's own message about
-the syntax is the better one.
+The layers that protect the data are the account and the read-only session; this one refuses early and says why. It looks
+twice. First at the tokens (`sdk/sql_tokens.py`): one statement, a reading first word, no forbidden function, clause or
+hint. Then at the tree that sqlglot makes of the same tokens, comments removed: no node that writes or locks.
+
+A statement that sqlglot cannot parse is not harmless for that. It passes as `unparsed` only when the server itself enforces
+read-only and no word of a writing statement occurs in it; the server's own message about the syntax is then the better
+one. Where the server does not, it is refused.
 
 Function calls can have side effects that no parser sees: use a read-only account.
 """
@@ -11,54 +14,29 @@ Function calls can have side effects that no parser sees: use a read-only accoun
 from __future__ import annotations
 
 import difflib
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from hfagent.foundation.errors import UserError
+from hfagent.sdk.guard_rules import FORBIDDEN_HINTS, NEVER_IN_A_READ, READING, RESERVED, WRITING, forbidden_function
+from hfagent.sdk.sql_tokens import Token, TokenError, tokenize
 
 __all__ = ["GuardedStatement", "check_statement"]
 
-Kind = Literal["select", "show", "explain", "unparsed"]
+Kind = Literal["select", "values", "table", "show", "describe", "explain", "unparsed"]
 
-_MAX_LENGTH: Final = 1_000_000
+MAX_LENGTH: Final = 1_000_000
+MAX_DEPTH: Final = 200
+"""Brackets within brackets; beyond that no parser is asked."""
 
-_READING: Final = frozenset(
-    {"select", "with", "values", "table", "show", "describe", "desc", "explain", "from", "summarize", "("}
-)
-_COMMANDS: Final = frozenset({"show", "describe", "desc", "explain", "table", "summarize"})
-"""First words that sqlglot may keep as an opaque command; their rest is checked word by word."""
-
-_WRITING_WORDS: Final = frozenset(
-    "insert update delete merge replace upsert create alter drop truncate rename grant revoke copy call exec execute do "
-    "lock unlock set reset begin start commit rollback savepoint vacuum analyze reindex cluster refresh attach detach "
-    "install load pragma export import checkpoint use prepare deallocate declare fetch move close listen notify unlisten "
-    "discard handler kill flush optimize repair purge shutdown comment security reassign into outfile dumpfile put get "
-    "remove undrop unload bulk openrowset opendatasource openquery reconfigure backup restore dbcc waitfor".split()
-)
-"""Words that make an unparsed statement a refused one, wherever they stand outside quotes."""
-
-_FUNCTIONS: Final = re.compile(
-    r"""^(
-      pg_(read_(binary_)?file|ls_\w+|stat_file|write_file|file_\w+|rotate_logfile|reload_conf|terminate_backend
-        |cancel_backend|switch_wal|create_restore_point|start_backup|stop_backup|promote|logical_\w+|replication_\w+
-        |create_\w*replication_slot|drop_replication_slot|advisory_\w+|try_advisory_\w+|notify|execute_server_program)
-      |lo_(import|export|create|creat|unlink|put|from_bytea|open|write|truncate\w*)|lowrite
-      |dblink\w*|postgres_fdw_\w+|set_config|nextval|setval|query_to_xml\w*|table_to_xml\w*|cursor_to_xml\w*
-      |schema_to_xml\w*|database_to_xml\w*|txid_\w*snapshot_xip_write|pg_import_system_collations
-      |load_file|sys_exec|sys_eval|get_lock|release_lock|release_all_locks|benchmark|master_pos_wait
-      |xp_\w+|sp_\w+|openrowset|opendatasource|openquery|openxml
-      |dbms_\w+|utl_\w+|httpuritype|sys_dbms_\w+|owa_\w+
-      |system\$\w+|result_scan_write|external_query
-      |read_(text|blob|csv\w*|parquet|json\w*|ndjson\w*|xlsx)|parquet_\w+|glob|sniff_csv|scan_parquet|delta_scan|iceberg_scan
-      |sqlite_scan|postgres_(scan|query|execute|attach)\w*|mysql_(scan|query|execute)\w*|duckdb_secrets|which_secret
-      |query|query_table|getenv|copy_database|force_checkpoint|checkpoint|pragma_\w+|enable_\w+|add_parquet_key|install_\w+
-    )$""",
-    re.VERBOSE | re.IGNORECASE,
-)
-"""Functions that reach outside the database or change something, in any dialect."""
-
-_SCHEMAS: Final = frozenset({"dbms_xmlgen", "utl_http", "utl_file", "dbms_scheduler", "sys"})
+_KINDS: Final[dict[str, Kind]] = {
+    "values": "values", "table": "table", "show": "show", "describe": "describe", "desc": "describe",
+    "summarize": "describe", "explain": "explain",
+}  # fmt: skip
+_DATA_CHANGES: Final = ("insert", "update", "delete", "merge", "replace")
+_PLAIN_EXPLAIN_IS_SAFE: Final = frozenset({"postgres", "mysql", "duckdb", "sqlite"})
+"""Dialects whose EXPLAIN of a change plans it and does nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,286 +44,354 @@ class GuardedStatement:
     """A statement that may run."""
 
     text: str
-    """As written, without a trailing semicolon."""
+    """From its first to its last token: without semicolons and comments around it, so that it can be wrapped."""
     kind: Kind
 
 
-def check_statement(sql: str, dialect: str, *, server_enforces_read_only: bool = True) -> GuardedStatement:
+def check_statement(sql: str, dialect: str, *, server_enforces_read_only: bool = False) -> GuardedStatement:
     """Return the statement when it is one reading statement of the dialect (a sqlglot name).
 
-    `server_enforces_read_only` tells whether the session refuses writes by itself; only then may something pass that cannot
-    be parsed. Raises `UserError`: `guard.multi_statement`, `guard.write_blocked`, `query.syntax`.
+    `server_enforces_read_only` tells whether the session refuses writes by itself; only then may a statement pass that cannot
+    be parsed. Raises `UserError`: `guard.multi_statement`, `guard.write_blocked`, `query.syntax`, `read.limit_exceeded`.
     """
-    if "\0" in sql:
-        raise UserError("the statement contains a NUL character", code="query.syntax", hint="remove it")
-    if len(sql) > _MAX_LENGTH:
-        raise UserError(f"the statement is longer than {_MAX_LENGTH:,} characters", code="read.limit_exceeded")
-    words = _scan(sql, dialect)
-    text = _without_tail(sql, dialect)
-    if not words.first:
-        raise UserError("there is no statement to run", code="query.syntax", hint='for example: select 1')
-    if words.executable_comment:
-        raise _blocked("an executable comment (/*! … */)")
-    if words.statements > 1:
+    if len(sql) > MAX_LENGTH:
         raise UserError(
-            f"{words.statements} statements were given, only one at a time is allowed",
-            code="guard.multi_statement",
-            hint="run them one after the other",
+            f"the statement has {len(sql):,} characters, the limit is {MAX_LENGTH:,}",
+            code="read.limit_exceeded",
+            hint="bind long lists as parameters, or join with a table",
         )
-    if words.first not in _READING:
-        if words.first in _WRITING_WORDS:
-            raise _blocked(words.first.upper())
-        near = difflib.get_close_matches(words.first, sorted(_READING - {"("}), n=1)
+    dialect = "mysql" if dialect in ("mariadb", "doris", "starrocks") else dialect
+    try:
+        tokens = tokenize(sql, dialect)
+    except TokenError as exc:
+        raise UserError(f"the statement contains {exc}", code="query.syntax", hint="close it or remove it") from exc
+    if any(token.kind == "executable" for token in tokens):
+        raise _blocked("an executable comment (/*! … */)", hint="write its content without the comment marks")
+    tokens = _one_statement(tokens, chains=dialect == "snowflake")
+    return _Checker(sql, tokens, dialect, enforced=server_enforces_read_only).check()
+
+
+def _one_statement(tokens: list[Token], *, chains: bool) -> list[Token]:
+    """Return the tokens of the only statement. `chains`: the dialect joins statements with `->>`."""
+    if all(token.kind == "hint" or token.is_sign(";") for token in tokens):
+        raise UserError("there is no statement to run", code="query.syntax", hint="for example: SELECT 1")
+    while tokens[-1].is_sign(";") or tokens[-1].kind == "hint":
+        tokens = tokens[:-1]
+    while tokens[0].is_sign(";") or tokens[0].kind == "hint":
+        tokens = tokens[1:]
+    if any(token.is_sign(";") or (chains and token.is_sign("->>")) for token in tokens):
         raise UserError(
-            f"no reading statement begins with {words.first.upper()}",
+            "only one statement at a time is allowed", code="guard.multi_statement", hint="run them one after the other"
+        )
+    return tokens
+
+
+class _Checker:
+    """Checks one statement, and by recursion the statement that it explains."""
+
+    def __init__(self, sql: str, tokens: Sequence[Token], dialect: str, *, enforced: bool) -> None:
+        self._sql = sql
+        self._tokens = tokens
+        self._words = [token for token in tokens if token.kind != "hint"]
+        self._dialect = dialect
+        self._enforced = enforced
+
+    def check(self) -> GuardedStatement:
+        first = self._first_word()
+        self._check_first(first)
+        explains = _KINDS.get(first) == "explain" or (first in ("describe", "desc") and self._dialect == "mysql")
+        self._check_tokens(changes_allowed=explains)  # what is explained is checked by itself
+        return GuardedStatement(self._text(), self._explained() if explains else self._kind(first))
+
+    def _text(self) -> str:
+        return self._sql[self._tokens[0].start : self._tokens[-1].end]
+
+    def _first_word(self) -> str:
+        for token in self._words:
+            if not token.is_sign("("):
+                return token.value if token.kind == "word" else ""
+        return ""
+
+    def _check_first(self, first: str) -> None:
+        reading = READING.get(self._dialect, READING[""])
+        if first in reading:
+            return
+        if self._dialect == "oracle" and first == "explain":
+            raise _blocked("EXPLAIN PLAN (it writes to a table)", hint="ask for the plan with the explain function")
+        if first in WRITING:
+            raise _blocked(first.upper())
+        near = difflib.get_close_matches(first, sorted(reading), n=1, cutoff=0.7)
+        raise UserError(
+            f"no reading statement begins with {first.upper()}" if first else "no reading statement begins like this",
             code="query.syntax",
-            hint=f"did you mean {near[0].upper()}?" if near else "begin with SELECT, WITH, SHOW, DESCRIBE or EXPLAIN",
+            hint=f"did you mean {near[0].upper()}?" if near else f"begin with {', '.join(sorted(reading)).upper()}",
         )
-    if words.unclosed:
-        raise UserError(f"the statement has an unclosed {words.unclosed}", code="query.syntax", hint="close it")
-    tree = _parse(text, dialect)
-    if tree is None:
-        return _unparsed(text, words, server_enforces_read_only)
-    return GuardedStatement(text, _checked(tree, text, words, dialect, server_enforces_read_only))
+
+    def _kind(self, first: str) -> Kind:
+        kind = _KINDS.get(first, "select")
+        if kind == "show":
+            return kind
+        if kind == "describe":
+            inner = self._after(1)
+            if inner is not None and inner._first_word() in READING.get(self._dialect, READING[""]) - {"table"}:
+                inner.check()
+            return kind
+        return kind if self._reads_only(changes_allowed=False) else "unparsed"
+
+    # --- EXPLAIN ---
+
+    def _explained(self) -> Kind:
+        """EXPLAIN runs nothing, EXPLAIN ANALYZE runs what it explains; MySQL's DESCRIBE is another word for both."""
+        kind: Kind = "explain"
+        at, analyze = self._explain_options()
+        inner = self._after(at)
+        if inner is None:
+            raise UserError("there is nothing to explain", code="query.syntax", hint="for example: EXPLAIN SELECT 1")
+        first = inner._first_word()
+        if first in _DATA_CHANGES and not analyze and self._dialect in _PLAIN_EXPLAIN_IS_SAFE:
+            inner._check_tokens(changes_allowed=True)
+            if not inner._reads_only(changes_allowed=True):
+                raise _blocked(f"EXPLAIN {first.upper()} that cannot be parsed")
+            return kind
+        if first in READING.get(self._dialect, READING[""]) - {"show", "explain"}:
+            return "unparsed" if inner.check().kind == "unparsed" else kind
+        if first in WRITING:
+            raise _blocked(f"EXPLAIN {'ANALYZE ' if analyze else ''}{first.upper()}")
+        if self._dialect == "mysql" or self._enforced:  # a table's name, or something the server will judge
+            inner._check_tokens()
+            inner._strictly()
+            return kind if self._words[0].value == "explain" else "describe"
+        raise UserError(f"EXPLAIN cannot explain {first.upper() or 'this'}", code="query.syntax")
+
+    def _explain_options(self) -> tuple[int, bool]:
+        """Return where the explained statement begins, and whether it would run."""
+        words = self._words
+        at, analyze = 1, False
+        if self._opens_options(at):
+            depth = 0
+            while at < len(words):
+                depth += words[at].is_sign("(") - words[at].is_sign(")")
+                analyze = analyze or words[at].is_word("analyze", "analyse")
+                at += 1
+                if depth == 0:
+                    break
+        while at < len(words):
+            if words[at].is_word("analyze", "analyse"):
+                analyze = True
+                at += 1
+            elif words[at].is_word("verbose", "extended", "partitions"):
+                at += 1
+            elif words[at].is_word("format"):
+                at += 3 if at + 1 < len(words) and words[at + 1].is_sign("=") else 2
+            elif words[at].is_word("using") or (
+                words[at].is_word("query") and words[at + 1 : at + 2] and words[at + 1].is_word("plan")
+            ):
+                at += 2
+            else:
+                break
+        return at, analyze
+
+    def _opens_options(self, at: int) -> bool:
+        """Tell `EXPLAIN (ANALYZE, BUFFERS) SELECT …` from `EXPLAIN (SELECT …)`."""
+        if at >= len(self._words) or not self._words[at].is_sign("("):
+            return False
+        inner = self._after(at)
+        return inner is not None and inner._first_word() not in READING[""] | {"from"} | WRITING - {
+            "analyze",
+            "analyse",
+        }
+
+    def _after(self, at: int) -> _Checker | None:
+        rest = self._words[at:]
+        return _Checker(self._sql, rest, self._dialect, enforced=self._enforced) if rest else None
+
+    # --- tokens ---
+
+    def _check_tokens(self, *, changes_allowed: bool = False) -> None:
+        reserved: frozenset[str] = RESERVED.get(self._dialect, frozenset())
+        depth = 0
+        for index, token in enumerate(self._words):
+            before = self._words[index - 1] if index else None
+            qualified = before is not None and before.is_sign(".")
+            if token.kind == "sign":
+                depth += (token.value in "([{") - (token.value in ")]}")
+                if depth > MAX_DEPTH:
+                    raise UserError("the statement is nested too deeply", code="query.syntax", hint="simplify it")
+                self._check_pipe(index)
+            if token.kind in ("word", "name", "string"):
+                self._check_call(index)
+            if token.kind == "word" and not qualified:
+                if token.value in reserved:
+                    raise _blocked(token.value.upper())
+                if not changes_allowed:
+                    self._check_clause(index)
+            elif token.kind == "word" and token.value == "nextval" and self._dialect not in ("postgres", "duckdb"):
+                raise _blocked("NEXTVAL (it advances a sequence)")
+        for token in self._tokens:
+            if token.kind == "hint":
+                self._check_hint(token)
+
+    def _check_clause(self, index: int) -> None:
+        """Clauses that turn a SELECT into something else."""
+        token, following = self._words[index], self._following(index)
+        if token.value == "into":
+            raise _blocked("SELECT … INTO", hint="leave INTO out: the result comes back to you")
+        if token.value == "for" and following[0].is_word("update", "share"):
+            raise _blocked("FOR UPDATE / FOR SHARE", hint="leave the locking clause out")
+        if token.value == "for" and following[0].is_word("no", "key") and following[1].is_word("key", "share"):
+            raise _blocked("FOR UPDATE / FOR SHARE", hint="leave the locking clause out")
+        if token.value == "lock" and following[0].is_word("in"):
+            raise _blocked("LOCK IN SHARE MODE", hint="leave the locking clause out")
+        if token.value == "next" and following[0].is_word("value") and following[1].is_word("for"):
+            raise _blocked("NEXT VALUE FOR (it advances a sequence)")
+        opens = token.value in ("as", "materialized") and following[0].is_sign("(")
+        if (
+            opens and following[1].is_word(*_DATA_CHANGES) and not following[2].is_sign("(")
+        ):  # MySQL has a function REPLACE()
+            raise _blocked(f"WITH … {following[1].value.upper()}")
+        if token.value == "u" and self._dialect == "postgres" and self._sql[token.end : token.end + 2] == '&"':
+            raise _blocked('an escaped identifier (U&"…")', hint="write the name itself")
+
+    def _check_pipe(self, index: int) -> None:
+        if self._words[index].value == "|>" and self._following(index)[0].is_word(*WRITING - {"set", "rename"}):
+            raise _blocked(f"|> {self._following(index)[0].value.upper()}")
+
+    def _check_call(self, index: int) -> None:
+        """A function's name stands before a bracket; a package's name also before a dot."""
+        token = self._words[index]
+        name = token.value.lower()
+        called = self._following(index)[0].is_sign("(")
+        qualifier = ""
+        if index >= 2 and self._words[index - 1].is_sign("."):
+            qualifier = self._words[index - 2].value.lower()
+        elif token.kind == "string" and not (called and self._dialect == "mysql"):
+            return  # MySQL reads "…" as a name when ANSI_QUOTES is set
+        packaged = qualifier.startswith(("dbms_", "utl_")) and self._dialect in ("oracle", "")
+        if (called or packaged) and forbidden_function(name, qualifier, self._dialect):
+            shown = f"{qualifier}.{name}" if packaged else name
+            raise _blocked(f"the function {shown[:80]}", hint="it can change something or reach outside the database")
+
+    def _check_hint(self, token: Token) -> None:
+        for hint in FORBIDDEN_HINTS:
+            if hint in token.value:
+                raise _blocked(f"the optimizer hint {hint.upper()}", hint="set time limits on the request")
+
+    def _following(self, index: int) -> list[Token]:
+        """The three tokens after `index`, filled up with nothing."""
+        return [*self._words[index + 1 : index + 4], _NOTHING, _NOTHING, _NOTHING]
+
+    # --- the tree ---
+
+    def _reads_only(self, *, changes_allowed: bool) -> bool:
+        """Look at the parsed statement; False when it cannot be parsed and the server must judge."""
+        tree, problem = _parsed(self._clean(), self._dialect)
+        if tree is None:
+            if not self._enforced:
+                raise UserError(
+                    f"the statement cannot be parsed: {problem}" if problem else "the statement cannot be parsed",
+                    code="query.syntax",
+                    hint="check its syntax; what cannot be parsed cannot be checked",
+                )
+            self._strictly()
+            return False
+        if not changes_allowed:
+            _check_tree(tree, self._file_names() if self._dialect == "duckdb" else set())
+        return True
+
+    def _file_names(self) -> set[str]:
+        """Texts that stand where a table may stand: DuckDB reads a file of that name."""
+        pairs = zip(self._words, self._words[1:], strict=False)
+        return {
+            _plain(b.value) for a, b in pairs if b.kind == "string" and (a.is_word("from", "join") or a.is_sign(","))
+        }
+
+    def _clean(self) -> str:
+        """The statement for the parser: no comments, and every literal in the plainest form, so that the parser cannot see
+        other limits of literals than the ones that were checked. Nothing else is changed.
+        """
+        parts: list[str] = []
+        end = self._words[0].start
+        for index, token in enumerate(self._words):
+            gap = self._sql[end : token.start]
+            parts.append("" if not gap else "\n" if "\n" in gap else " ")
+            end = token.end
+            if token.kind == "string":
+                parts.append(f"'{_plain(token.value)}'")
+            elif self._dialect == "oracle" and token.is_sign(":") and self._following(index)[0].kind == "number":
+                parts.append(":p")  # the parser knows :name, but not :1
+            else:
+                parts.append(self._sql[token.start : token.end])
+        return "".join(parts)
+
+    def _strictly(self) -> None:
+        """Without a tree, refuse the words of writing statements wherever they could be keywords."""
+        for index, token in enumerate(self._words):
+            qualified = index > 0 and self._words[index - 1].is_sign(".")
+            if token.is_word(*NEVER_IN_A_READ) and not qualified and not self._following(index)[0].is_sign("("):
+                raise _blocked(token.value.upper())
+            if (
+                self._dialect == "duckdb"
+                and token.is_word("from", "join")
+                and self._following(index)[0].kind == "string"
+            ):
+                raise _blocked("reading a file by its name", hint="query the connector's streams")
 
 
-# --- with a parse tree ---
+def _plain(text: str) -> str:
+    return text.translate(_QUOTING)
 
 
-def _parse(text: str, dialect: str) -> Any:
-    """Return the tree of the one statement, or None when sqlglot cannot make one."""
+_QUOTING: Final = str.maketrans("", "", "'\"`\\")
+_NOTHING: Final = Token("sign", "", 0, 0)
+
+
+def _parsed(text: str, dialect: str) -> tuple[Any, str]:
+    """Return sqlglot's tree of the one statement, or None and what it complained about."""
     import logging
 
     import sqlglot
-    from sqlglot.errors import SqlglotError
+    from sqlglot.errors import ParseError
 
-    logging.getLogger("sqlglot").setLevel(logging.ERROR)  # it warns about every command it does not model
+    logging.getLogger("sqlglot").setLevel(logging.ERROR)  # it warns about every command that it does not model
     try:
         trees = [tree for tree in sqlglot.parse(text, read=dialect or None) if tree is not None]
-    except (SqlglotError, ValueError, RecursionError):
-        return None
-    return trees[0] if len(trees) == 1 else None
+    except ParseError as exc:
+        first: dict[str, Any] = exc.errors[0] if exc.errors else {}
+        near = str(first.get("highlight") or "")[:40]
+        return None, f"{str(first.get('description', '')).rstrip('.')} near {near!r}" if near else ""
+    except Exception:  # noqa: BLE001
+        # Its tokenizer and parser fail in many ways on odd input (recursion, index and type errors, unknown dialects). None of
+        # them says that the statement reads.
+        return None, ""
+    return (trees[0], "") if len(trees) == 1 else (None, "")
 
 
-def _checked(tree: Any, text: str, words: _Words, dialect: str, enforced: bool) -> Kind:
+_WRITING_NODES: Final = (
+    "Insert", "Update", "Delete", "Merge", "MultitableInserts", "Create", "Drop", "Alter", "TruncateTable", "Copy", "LoadData",
+    "Export", "Command", "Set", "Use", "Attach", "Detach", "Install", "Pragma", "Kill", "Analyze", "Transaction", "Commit",
+    "Rollback", "Grant", "Revoke", "Comment", "Cache", "Uncache", "Refresh", "Execute", "Declare", "Into", "Lock", "Put", "Get",
+)  # fmt: skip
+
+
+def _check_tree(tree: Any, files: set[str]) -> None:
     from sqlglot import exp
 
-    if isinstance(tree, exp.Command) or not isinstance(tree, exp.Query | exp.Show | exp.Describe | exp.Summarize | exp.Values):
-        if isinstance(tree, exp.Command) and words.first in _COMMANDS:
-            return _command(text, words, dialect, enforced)
-        raise _blocked(words.first.upper() if isinstance(tree, exp.Command) else tree.key.upper())
-    for node in _nodes(tree):
-        _check_node(node)
-    if isinstance(tree, exp.Describe) or words.first == "explain":
-        return _command(text, words, dialect, enforced)
-    return "show" if isinstance(tree, exp.Show) else "select"
-
-
-def _nodes(tree: Any) -> Any:
+    writing = tuple(kind for name in _WRITING_NODES if isinstance(kind := getattr(exp, name, None), type))
+    reading = (exp.Query, exp.Values, exp.Table, exp.Show, exp.Describe, exp.Summarize)
+    if not isinstance(tree, reading):
+        raise _blocked(tree.key.upper())
     try:
-        yield from tree.walk()
+        for node in tree.walk():
+            if isinstance(node, writing):
+                raise _blocked(f"{node.key.upper()} inside a reading statement")
+            if files and isinstance(node, exp.Table) and _quoted_name(node.this) in files:
+                raise _blocked("reading a file by its name", hint="query the connector's streams")
     except RecursionError as exc:
-        raise UserError("the statement is nested too deeply", code="query.syntax") from exc
+        raise UserError("the statement is nested too deeply", code="query.syntax", hint="simplify it") from exc
 
 
-def _check_node(node: Any) -> None:
-    from sqlglot import exp
-
-    if isinstance(node, exp.Insert | exp.Update | exp.Delete | exp.Merge | exp.DDL | exp.Command | exp.Copy) and not isinstance(
-        node, exp.Query
-    ):
-        raise _blocked(node.key.upper())
-    if isinstance(node, exp.Into):
-        raise _blocked("SELECT … INTO")
-    if isinstance(node, exp.Lock):
-        raise _blocked("FOR UPDATE / FOR SHARE", hint="leave the locking clause out")
-    if isinstance(node, exp.Func):
-        name = node.name if isinstance(node, exp.Anonymous) else node.sql_name()
-        _check_function(name)
-        if isinstance(node.parent, exp.Dot):
-            for part in node.parent.find_all(exp.Identifier):
-                if part.name.lower() in _SCHEMAS or part.name.lower().startswith(("dbms_", "utl_")):
-                    raise _blocked(f"the package {part.name}")
-    if isinstance(node, exp.ReadCSV):
-        raise _blocked("reading a file")
-
-
-def _check_function(name: str) -> None:
-    if _FUNCTIONS.match(name.strip('"`[]').rsplit(".", 1)[-1]):
-        raise _blocked(f"the function {name}()")
-
-
-def _command(text: str, words: _Words, dialect: str, enforced: bool) -> Kind:
-    """SHOW, DESCRIBE, EXPLAIN: the explained statement is checked itself; ANALYZE runs it, so it must read, too."""
-    if words.first == "explain" or (words.first in ("describe", "desc") and len(words.words) > 1):
-        inner = _EXPLAIN.sub("", text.lstrip(), count=1)
-        first = re.match(r"\s*\(?\s*(\w+)", inner)
-        if first and first[1].lower() in _READING - {"explain", "("} | {"insert", "update", "delete", "merge", "create"}:
-            if first[1].lower() in ("insert", "update", "delete", "merge", "create", "replace"):
-                raise _blocked(f"EXPLAIN {first[1].upper()}")
-            check_statement(inner, dialect, server_enforces_read_only=enforced)
-            return "explain"
-        if words.first == "explain" and not enforced:
-            raise _blocked("EXPLAIN of something unknown")
-        return "explain"
-    forbidden = _WRITING_WORDS - {"analyze", "create", "index", "get", "set", "use", "lock", "comment", "security", "grant", "load"}
-    for word in words.words[1:]:
-        if word in forbidden:
-            raise _blocked(f"{words.first.upper()} with {word.upper()}")
-    for name in words.calls:
-        _check_function(name)
-    return "show"
-
-
-_EXPLAIN: Final = re.compile(
-    r"^(explain|describe|desc)\s*(\((?:[^()']|'[^']*')*\)\s*)?"
-    r"((analyze|analyse|verbose|extended|partitions|plan\s+for|query\s+plan|using\s+\w+|format\s*=?\s*\w+)\s+)*",
-    re.IGNORECASE,
-)
-
-
-# --- without one ---
-
-
-def _unparsed(text: str, words: _Words, enforced: bool) -> GuardedStatement:
-    for word in words.words:
-        if word in _WRITING_WORDS:
-            raise _blocked(word.upper())
-    for name in words.calls:
-        _check_function(name)
-    if not enforced:
-        raise UserError(
-            "the statement cannot be parsed, so it cannot be checked", code="query.syntax", hint="check its syntax"
-        )
-    return GuardedStatement(text, "unparsed")
-
-
-@dataclass(slots=True)
-class _Words:
-    """What a statement is made of, outside quotes and comments."""
-
-    words: list[str]
-    calls: list[str]
-    statements: int
-    executable_comment: bool
-    unclosed: str | None
-
-    @property
-    def first(self) -> str:
-        return self.words[0] if self.words else ""
-
-
-_TOKEN: Final = re.compile(r"[A-Za-z_][\w$]*|\(|;|\S")
-_DOLLAR: Final = re.compile(r"\$(?:[A-Za-z_]\w*)?\$")
-
-
-def _scan(sql: str, dialect: str) -> _Words:
-    """Walk over a statement once, knowing the dialect's quotes and comments."""
-    found = _Words([], [], 0, False, None)
-    pending = False
-    previous = ""
-    for kind, token in _pieces(sql, dialect, found):
-        if kind == "quoted":
-            pending = True
-            previous = ""
-            continue
-        if token == ";":
-            found.statements += pending
-            pending = False
-            continue
-        pending = True
-        lower = token.lower()
-        if token == "(":
-            if previous:
-                found.calls.append(previous)
-            if not found.words:
-                found.words.append("(")
-        elif lower[0].isalpha() or lower[0] == "_":
-            if found.words == ["("]:
-                found.words = []  # a parenthesised statement begins with its first word
-            found.words.append(lower)
-            previous = lower
-            continue
-        previous = ""
-    found.statements += pending
-    return found
-
-
-def _pieces(sql: str, dialect: str, found: _Words) -> Any:
-    """Yield ("quoted", "") and ("word", token); comments yield nothing."""
-    mysql = dialect in ("mysql", "mariadb")
-    backslash = mysql or dialect in ("bigquery", "snowflake", "databricks", "clickhouse")
-    position, end = 0, len(sql)
-    while position < end:
-        char = sql[position]
-        pair = sql[position : position + 2]
-        if char.isspace():
-            position += 1
-        elif pair == "--" or (char == "#" and (mysql or dialect == "bigquery")):
-            line = sql.find("\n", position)
-            position = end if line < 0 else line + 1
-        elif pair == "/*":
-            if sql[position + 2 : position + 3] in ("!", "M") and (mysql or sql[position + 2] == "!"):
-                found.executable_comment = found.executable_comment or sql[position + 2] == "!" or sql[position + 3 : position + 4] == "!"
-            position = _comment_end(sql, position, nested=dialect in ("postgres", "duckdb", "tsql", ""))
-            if position < 0:
-                found.unclosed = "comment"
-                return
-        elif char in "'\"`" or (char == "[" and dialect == "tsql"):
-            escapes = (backslash and char != "`") or (char == "'" and position > 0 and sql[position - 1] in "eE" and dialect == "postgres")
-            position = _quote_end(sql, position, "]" if char == "[" else char, escapes)
-            if position < 0:
-                found.unclosed = "quote"
-                return
-            yield "quoted", ""
-        elif char == "$" and dialect in ("postgres", "duckdb", "snowflake") and (match := _DOLLAR.match(sql, position)):
-            close = sql.find(match[0], match.end())
-            if close < 0:
-                found.unclosed = "dollar quote"
-                return
-            position = close + len(match[0])
-            yield "quoted", ""
-        else:
-            match = _TOKEN.match(sql, position)
-            assert match is not None
-            position = match.end()
-            yield "word", match[0]
-
-
-def _comment_end(sql: str, start: int, *, nested: bool) -> int:
-    if not nested:
-        close = sql.find("*/", start + 2)
-        return close + 2 if close >= 0 else -1
-    depth, position = 1, start + 2
-    while depth:
-        opening, closing = sql.find("/*", position), sql.find("*/", position)
-        if closing < 0:
-            return -1
-        if 0 <= opening < closing:
-            depth, position = depth + 1, opening + 2
-        else:
-            depth, position = depth - 1, closing + 2
-    return position
-
-
-def _quote_end(sql: str, start: int, mark: str, escapes: bool) -> int:
-    position = start + 1
-    while position < len(sql):
-        char = sql[position]
-        if escapes and char == "\\":
-            position += 2
-        elif char == mark:
-            if sql[position + 1 : position + 2] != mark:
-                return position + 1
-            position += 2
-        else:
-            position += 1
-    return -1
-
-
-def _without_tail(sql: str, dialect: str) -> str:
-    """Drop trailing blanks and semicolons; comments stay where they are."""
-    return sql.strip().rstrip(";").rstrip() if sql.rstrip().endswith(";") else sql.strip()
+def _quoted_name(identifier: Any) -> str | None:
+    return identifier.name if getattr(identifier, "quoted", False) else None
 
 
 def _blocked(what: str, *, hint: str | None = None) -> UserError:

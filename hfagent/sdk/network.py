@@ -1,168 +1,325 @@
-"""Hosts and certificates: names checked, resolved within a limit, dialled, told apart when they fail.
+"""Hosts resolved within a limit, dialled the happy-eyeballs way, and told apart when they fail.
 
-Targets that no connector has any business with (link-local, metadata services, multicast) are refused on the resolved
-address, whatever the name looked like. Loopback and private networks are ordinary for an agent that sits beside the data.
+`resolve` checks every address it returns against the fixed refusals (`sdk/egress.py`): connect to one of these, never to the
+name again. `dial` races the addresses (RFC 8305: a second one starts when the first has not answered for 250 ms), so a
+dead IPv6 route costs a quarter of a second and not the whole limit.
+
+Not here: TLS, proxies, tunnels, and what is said over a connection.
 """
 
 from __future__ import annotations
 
 import errno
 import ipaddress
-import queue
-import re
+import os
+import selectors
 import socket
 import threading
 import time
-from datetime import UTC, datetime, timedelta
+from collections.abc import Sequence
 from typing import Any, Final
 
 from hfagent.foundation.clock import Deadline
-from hfagent.foundation.errors import AgentError, ConfigError, SourceError
+from hfagent.foundation.errors import AgentError, SourceError
+from hfagent.sdk.certificate import EXPIRY_WARNING_DAYS, check_certificate
+from hfagent.sdk.egress import check_egress, validate_host
 from hfagent.sdk.probe import Probe
 
-__all__ = ["check_certificate", "check_egress", "dial", "probe_dns", "probe_tcp", "resolve", "validate_host"]
+__all__ = [
+    "EXPIRY_WARNING_DAYS",
+    "check_certificate",
+    "check_egress",
+    "dial",
+    "dial_error",
+    "probe_dns",
+    "probe_tcp",
+    "resolve",
+    "socket_options",
+    "validate_host",
+]
 
-_DNS_S: Final = 5.0
-_DIAL_S: Final = 5.0
-_HOST: Final = re.compile(r"[^\s/,@=\x00?#\\]+")
+DNS_S: Final = 5.0
+DIAL_S: Final = 5.0
+STAGGER_S: Final = 0.25
+"""Head start of an address before the next one is tried beside it."""
+_SURVEY_S: Final = 1.0
+_STALE_LOOKUP_S: Final = 30.0
 
-_FORBIDDEN: Final = tuple(
-    ipaddress.ip_network(text)
-    for text in (
-        "0.0.0.0/8", "169.254.0.0/16", "100.100.100.200/32", "192.0.0.192/32", "168.63.129.16/32", "224.0.0.0/4",
-        "255.255.255.255/32", "::/128", "fe80::/10", "ff00::/8", "fd00:ec2::254/128",
-    )
-)  # fmt: skip
-_NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+KEEPALIVE_INTERVAL_S: Final = 10
+KEEPALIVE_COUNT: Final = 3
+USER_TIMEOUT_MS: Final = 15_000
+"""Sent bytes that nobody acknowledges for so long end a connection; keep-alive probes do not run while bytes are under way."""
 
 
-def validate_host(text: str, *, allow_list: bool = False, allow_directory: bool = False) -> str:
-    """Return a host name in its canonical (IDNA, lower case) form. Raises `ValueError` saying what is wrong.
+def socket_options(keepalive_s: int = 30) -> list[tuple[int, int, int]]:
+    """Return `setsockopt` arguments that make a dead peer noticed, in silence and with bytes under way.
 
-    `allow_list` permits a comma-separated list (failover), `allow_directory` an absolute socket directory.
+    `keepalive_s`: seconds of silence before the first probe. What the platform lacks is left out.
     """
-    if allow_directory and text.startswith("/"):
-        if "\0" in text or "," in text:
-            raise ValueError("a socket directory cannot contain a comma or NUL")
-        return text
-    if allow_list and "," in text:
-        return ",".join(validate_host(part.strip()) for part in text.split(","))
-    host = text.strip().strip("[]") if text.strip().startswith("[") else text.strip()
-    if not host or not _HOST.fullmatch(host):
-        raise ValueError("a host is a name or an address, without '/', ',', '@', '=' or blanks")
-    if ":" in host:
+    options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
+    values = {
+        "TCP_KEEPIDLE": keepalive_s,
+        "TCP_KEEPINTVL": KEEPALIVE_INTERVAL_S,
+        "TCP_KEEPCNT": KEEPALIVE_COUNT,
+        "TCP_USER_TIMEOUT": USER_TIMEOUT_MS,
+    }
+    options += [(socket.IPPROTO_TCP, getattr(socket, k), v) for k, v in values.items() if hasattr(socket, k)]
+    return options
+
+
+# --- names ---
+
+
+class _Lookup:
+    """A question to the system's resolver, which cannot be interrupted: it runs in a thread that outlives its askers.
+
+    All who ask for the same name share it, so a name service that hangs costs one thread a name and not one a request.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self._host = host
+        self._port = port
+        self.started = time.monotonic()
+        self.done = threading.Event()
+        self.addresses: tuple[str, ...] = ()
+        self.failure: str | None = None
+        threading.Thread(target=self._ask, name="hf-dns", daemon=True).start()
+
+    def _ask(self) -> None:
         try:
-            return str(ipaddress.ip_address(host.split("%")[0]))
-        except ValueError:
-            raise ValueError("a host does not contain a port; there is a field for it") from None
-    if host.isascii():
-        return host.lower()
-    try:
-        return host.encode("idna").decode("ascii").lower()
-    except UnicodeError:
-        raise ValueError("the host name cannot be written in DNS form") from None
+            rows = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+            self.addresses = tuple(dict.fromkeys(str(row[4][0]) for row in rows))
+        except OSError as exc:
+            self.failure = exc.strerror or str(exc)
+        except (UnicodeError, ValueError) as exc:
+            self.failure = str(exc)
+        finally:
+            with _lookup_lock:
+                if _lookups.get((self._host, self._port)) is self:
+                    del _lookups[self._host, self._port]
+            self.done.set()
 
 
-def check_egress(address: str) -> None:
-    """Raise `ConfigError` (`config.policy_denied`) for an address that is never a data source."""
-    candidate: Any = ipaddress.ip_address(address.split("%")[0])
-    for ip in (candidate, *_embedded(candidate)):
-        if any(ip.version == network.version and ip in network for network in _FORBIDDEN):
-            raise ConfigError(
-                f"connections to {address} are never allowed (link-local, metadata or multicast address)",
-                code="config.policy_denied",
-                field="host",
-                hint="use the address of the data source itself",
-            )
-
-
-def _embedded(ip: Any) -> list[Any]:
-    """IPv4 addresses inside an IPv6 one: mapped, 6to4, NAT64."""
-    if ip.version == 4:
-        return []
-    found = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
-    if ip in _NAT64:
-        found.append(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
-    return [one for one in found if one is not None]
+_lookup_lock = threading.Lock()  # guards everything below
+_lookups: dict[tuple[str, int], _Lookup] = {}
 
 
 def resolve(host: str, port: int, deadline: Deadline | None = None) -> list[str]:
-    """Return the addresses of a host, in the order to try them. Raises `SourceError` (`net.dns`), `ConfigError`.
+    """Return the numeric addresses of a host, in the order to try them; within five seconds.
 
-    The system's resolver cannot be interrupted, so it runs in a thread of its own that is left behind when it hangs.
+    Raises `SourceError` (`net.dns`), and `ConfigError` (`config.policy_denied`) when any address is never allowed.
     """
-    limit = (deadline or Deadline(None)).bounded(_DNS_S)
-    answer: queue.SimpleQueue[list[str] | OSError] = queue.SimpleQueue()
+    limit = (deadline or Deadline(None)).bounded(DNS_S)
+    addresses = _numeric(host) or _looked_up(host, port, limit)
+    for address in addresses:
+        check_egress(address)
+    return list(addresses)
 
-    def ask() -> None:
-        try:
-            rows = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            answer.put(list(dict.fromkeys(str(row[4][0]) for row in rows)))
-        except OSError as exc:
-            answer.put(exc)
-        except UnicodeError as exc:
-            answer.put(OSError(str(exc)))
 
-    threading.Thread(target=ask, name="hf-dns", daemon=True).start()
+def _numeric(host: str) -> tuple[str, ...]:
     try:
-        outcome = answer.get(timeout=limit)
-    except queue.Empty:
+        return (str(ipaddress.ip_address(host)),)
+    except ValueError:
+        return ()
+
+
+def _looked_up(host: str, port: int, limit: float) -> tuple[str, ...]:
+    with _lookup_lock:
+        lookup = _lookups.get((host, port))
+        if lookup is None or time.monotonic() - lookup.started > _STALE_LOOKUP_S:
+            lookup = _lookups[host, port] = _Lookup(host, port)
+    if not lookup.done.wait(limit):
         raise SourceError(
-            f"the name {host!r} could not be resolved within {limit:.0f} s", code="net.dns", hint="check the agent's DNS servers"
-        ) from None
-    if isinstance(outcome, OSError):
+            f"the host name {host!r} was not resolved within {limit:.1f} s",
+            code="net.dns",
+            hint="check the name servers of the agent's machine (/etc/resolv.conf)",
+        )
+    if lookup.failure is not None or not lookup.addresses:
         raise SourceError(
             f"the host name {host!r} does not resolve",
             code="net.dns",
             hint="check the spelling, and that the agent's machine can resolve it",
-            native={"text": str(outcome.strerror or outcome)},
+            native={"text": lookup.failure or "no address"},
         )
-    for address in outcome:
-        check_egress(address)
-    return outcome
+    return lookup.addresses
+
+
+# --- connections ---
+
+
+class _Try:
+    """An attempt to connect to one address."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.socket: socket.socket | None = None
+        self.error: OSError | None = None
+        self.ended = False
+        self.ms = 0.0
+        self._started = time.perf_counter()
+
+    def start(self, port: int) -> None:
+        self._started = time.perf_counter()
+        family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
+        try:
+            self.socket = socket.socket(family, socket.SOCK_STREAM)
+            self.socket.setblocking(False)
+            self.settle(self.socket.connect_ex((self.address, port)))
+        except OSError as exc:  # the address family is switched off, or no descriptor is left
+            self._end(exc)
+
+    def settle(self, number: int) -> None:
+        """Take an `errno` as the state of the attempt."""
+        if number == 0:
+            self._end(None)
+        elif number != errno.EINPROGRESS:
+            self._end(OSError(number, os.strerror(number)))
+
+    def give_up(self) -> None:
+        """Close; an attempt under way counts as unanswered."""
+        self._end(TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT)))
+
+    def _end(self, error: OSError | None) -> None:
+        if not self.ended:
+            self.ended = True
+            self.error = error
+            self.ms = round((time.perf_counter() - self._started) * 1000, 3)
+        if error is not None and self.socket is not None:
+            self.socket.close()
+            self.socket = None
 
 
 def dial(host: str, port: int, deadline: Deadline | None = None) -> tuple[socket.socket, list[dict[str, Any]]]:
-    """Connect to the first address that answers; return the socket and what was tried.
+    """Connect to the first address that answers, within five seconds; return the (blocking) socket and what was tried.
 
-    Raises `SourceError`: `net.refused`, `net.timeout`, `net.unreachable` or `net.reset` of the last attempt.
+    The list has `{address, ms, error?}` per address ; the last one is the connected one. Raises
+    `SourceError`: `net.refused`, `net.timeout`, `net.unreachable`, `net.reset` (the most telling of the attempts;
+    `data["tried"]` has all), or what `resolve` raises.
     """
-    deadline = deadline or Deadline(_DIAL_S)
-    tried: list[dict[str, Any]] = []
-    failure: AgentError | None = None
-    addresses = resolve(host, port, deadline)
-    for position, address in enumerate(addresses):
-        share = deadline.bounded(_DIAL_S) / (len(addresses) - position)
-        started = time.perf_counter()
-        try:
-            connection = socket.create_connection((address, port), timeout=max(0.05, share))
-        except OSError as exc:
-            failure = dial_error(exc, host, port)
-            tried.append({"address": address, "ms": _ms(started), "error": failure.code})
-            continue
-        tried.append({"address": address, "ms": _ms(started)})
-        return connection, tried
-    assert failure is not None
-    failure.data = {"tried": tried}
-    raise failure
+    limit = Deadline((deadline or Deadline(None)).bounded(DIAL_S))
+    addresses = resolve(host, port, limit)
+    winner, tries = _race(addresses, port, limit)
+    return _outcome(winner, tries, host, port)
 
 
 def dial_error(error: OSError, host: str, port: int) -> AgentError:
-    """Tell apart why a TCP connection failed."""
-    where = f"{host}:{port}"
+    """Tell apart why a TCP connection failed, or broke."""
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    code = _code(error)
+    if code == "net.refused":
+        return SourceError(
+            f"nothing listens on {where}", code=code, hint="check the port, and that the server is running"
+        )
+    if code == "net.timeout":
+        return SourceError(
+            f"no answer from {where}", code=code, hint="a firewall may drop the packets: check host, port and routes"
+        )
+    if code == "net.reset":
+        return SourceError(f"{where} cut the connection", code=code, hint="check for a proxy or firewall in between")
+    if error.errno in _NO_ROUTE:
+        return SourceError(f"there is no route to {where}", code=code, hint="check the network of the agent's machine")
+    reason = error.strerror or str(error) or type(error).__name__
+    return SourceError(
+        f"{where} cannot be reached: {reason}", code=code, hint="check the network of the agent's machine"
+    )
+
+
+_NO_ROUTE: Final = frozenset(
+    {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EHOSTDOWN, errno.ENETDOWN, errno.EADDRNOTAVAIL}
+)
+_RESET: Final = frozenset({errno.ECONNRESET, errno.ECONNABORTED, errno.EPIPE, errno.ENOTCONN, errno.ESHUTDOWN})
+_TELLING: Final = ("net.refused", "net.reset", "net.unreachable", "net.timeout")
+"""What one address says about the server, most telling first."""
+
+
+def _code(error: OSError) -> str:
     if isinstance(error, ConnectionRefusedError):
-        return SourceError(
-            f"nothing listens on {where}", code="net.refused", hint="check the port, and that the server is running"
-        )
-    if isinstance(error, TimeoutError) or error.errno == errno.ETIMEDOUT:
-        return SourceError(
-            f"no answer from {where}", code="net.timeout", hint="a firewall may drop the packets: check host, port and routes"
-        )
-    if isinstance(error, ConnectionResetError | ConnectionAbortedError | BrokenPipeError):
-        return SourceError(f"{where} cut the connection", code="net.reset", hint="check for a proxy or firewall in between")
-    if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL):
-        return SourceError(f"there is no route to {where}", code="net.unreachable", hint="check the agent's network")
-    return SourceError(f"{where} cannot be reached: {error.strerror or error}", code="net.unreachable")
+        return "net.refused"
+    if isinstance(error, TimeoutError) or error.errno == errno.EAGAIN:
+        return "net.timeout"
+    if error.errno in _RESET or isinstance(error, ConnectionError):
+        return "net.reset"
+    return "net.unreachable"
+
+
+def _outcome(
+    winner: _Try | None, tries: Sequence[_Try], host: str, port: int
+) -> tuple[socket.socket, list[dict[str, Any]]]:
+    tried = _told(tries, winner)
+    if winner is not None and winner.socket is not None:
+        winner.socket.setblocking(True)
+        return winner.socket, tried
+    errors = [one.error for one in tries if one.error is not None]
+    error = min(errors, key=lambda e: _TELLING.index(_code(e)), default=None) or TimeoutError()
+    failure = dial_error(error, host, port)
+    failure.data = {"tried": tried}
+    raise failure from error
+
+
+def _told(tries: Sequence[_Try], winner: _Try | None) -> list[dict[str, Any]]:
+    ordered = sorted(tries, key=lambda one: (one is winner, one.error is None))
+    return [
+        {"address": one.address, "ms": one.ms} | ({} if one.error is None else {"error": _code(one.error)})
+        for one in ordered
+    ]
+
+
+def _race(
+    addresses: Sequence[str], port: int, deadline: Deadline, *, survey_s: float = 0.0
+) -> tuple[_Try | None, list[_Try]]:
+    """Connect to the addresses, a quarter of a second apart, until one answers. With `survey_s`, then also try the rest
+    for so long, to know about them. Return the winner and all attempts that were started, closed but for the winner.
+    """
+    waiting = _interleaved(addresses)
+    tries: list[_Try] = []
+    winner: _Try | None = None
+    limit = deadline
+    turn = time.monotonic()
+    with selectors.DefaultSelector() as selector:
+        while (waiting or selector.get_map()) and not limit.expired():
+            if waiting and (time.monotonic() >= turn or not selector.get_map() or winner is not None):
+                one = _Try(waiting.pop(0))
+                tries.append(one)
+                one.start(port)
+                turn = time.monotonic() + STAGGER_S
+                if not one.ended and one.socket is not None:
+                    selector.register(one.socket, selectors.EVENT_WRITE, one)
+            else:
+                pause = limit.bounded(max(0.0, turn - time.monotonic()) if waiting else 3600.0)
+                for key, _ in selector.select(pause):
+                    connecting: _Try = key.data
+                    selector.unregister(key.fileobj)
+                    assert connecting.socket is not None
+                    connecting.settle(connecting.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+            if winner is None:
+                winner = next((one for one in tries if one.ended and one.error is None), None)
+                if winner is not None:
+                    if not survey_s:
+                        break
+                    limit = Deadline(deadline.bounded(survey_s))
+    for one in tries:
+        if one is not winner and (not one.ended or one.socket is not None):
+            _put_away(one)
+    return winner, [one for one in tries if survey_s or one is winner or one.error is not None]
+
+
+def _put_away(one: _Try) -> None:
+    if one.ended and one.socket is not None:  # connected as well, but late
+        one.socket.close()
+        one.socket = None
+    else:
+        one.give_up()
+
+
+def _interleaved(addresses: Sequence[str]) -> list[str]:
+    """The resolver's order, with the families taking turns (RFC 8305 §4)."""
+    first = [a for a in addresses if (":" in a) == (":" in addresses[0])]
+    second = [a for a in addresses if a not in first]
+    mixed = [one for pair in zip(first, second, strict=False) for one in pair]
+    return mixed + [a for a in addresses if a not in mixed]
+
+
+# --- stages of a connection test ---
 
 
 def probe_dns(probe: Probe, host: str) -> None:
@@ -170,43 +327,27 @@ def probe_dns(probe: Probe, host: str) -> None:
     with probe.stage("dns") as stage:
         addresses = resolve(host, 0, probe.deadline)
         stage.details["addresses"] = addresses
-        stage.message = f"{host} is {', '.join(addresses[:4])}"
+        more = f" and {len(addresses) - 4} more" if len(addresses) > 4 else ""
+        stage.message = f"{host} is {', '.join(addresses[:4])}{more}"
 
 
 def probe_tcp(probe: Probe, host: str, port: int) -> None:
-    """Stage `tcp` of a connection test."""
+    """Stage `tcp` of a connection test: tries every address, and warns when one protocol family is dead."""
     with probe.stage("tcp") as stage:
-        connection, tried = dial(host, port, Deadline(probe.deadline.bounded(_DIAL_S)))
+        limit = Deadline(probe.deadline.bounded(DIAL_S))
+        winner, tries = _race(resolve(host, port, limit), port, limit, survey_s=_SURVEY_S)
+        stage.details["tried"] = _told(tries, winner)
+        connection, _ = _outcome(winner, tries, host, port)
         connection.close()
-        stage.details["tried"] = tried
-        stage.message = f"{tried[-1]['address']} port {port}"
-
-
-def check_certificate(pem: str, *, what: str = "certificate") -> dict[str, Any]:
-    """Parse the first PEM certificate; return `{subject, not_after, expires_in_days}`.
-
-    Raises `ConfigError`: `config.invalid` when it is none, `tls.expired` when it is out of date. The caller warns when
-    `expires_in_days` is below 30.
-    """
-    from cryptography import x509
-
-    try:
-        certificate = x509.load_pem_x509_certificate(pem.encode())
-    except ValueError as exc:
-        raise ConfigError(
-            f"the {what} is not a PEM certificate", hint="paste the text between and with the BEGIN and END lines"
-        ) from exc
-    left = certificate.not_valid_after_utc - datetime.now(UTC)
-    if left < timedelta(0):
-        raise ConfigError(
-            f"the {what} expired on {certificate.not_valid_after_utc:%Y-%m-%d}", code="tls.expired", hint="replace it"
-        )
-    return {
-        "subject": certificate.subject.rfc4514_string(),
-        "not_after": certificate.not_valid_after_utc.isoformat(),
-        "expires_in_days": left.days,
-    }
-
-
-def _ms(started: float) -> float:
-    return round((time.perf_counter() - started) * 1000, 3)
+        assert winner is not None
+        stage.message = f"{winner.address} port {port} answers"
+        for version, prefix in ((6, "IPv6"), (4, "IPv4")):
+            family = [one for one in tries if ipaddress.ip_address(one.address).version == version]
+            dead = [one for one in family if one.error is not None]
+            if dead and len(dead) == len(family) and not ipaddress.ip_address(dead[0].address).is_loopback:
+                assert dead[0].error is not None
+                stage.warn(
+                    _code(dead[0].error),
+                    f"{host} also has the {prefix} address {dead[0].address}, which does not answer",
+                    "remove the address from the name service, or mend its route: every connection tries it",
+                )

@@ -107,7 +107,7 @@ class Probe:
         self._record(
             StageResult(
                 stage=name, status="failed", ms=ms, code=error.code, message=error.message, hint=error.hint,
-                details=details or {},
+                details=(details or {}) | (error.data or {}),
             )
         )  # fmt: skip
 
@@ -137,7 +137,7 @@ class Probe:
             ok=self.error is None,
             latency_ms=round(sum(r.ms for r in ordered if r.stage in _CONNECT), 3),
             rtt_ms=self.rtt_ms,
-            error=ErrorInfo(**self.error.to_data()) if self.error else None,
+            error=_info(self.error) if self.error else None,
             stages=ordered,
             warnings=tuple(self._warnings),
             server=self.server,
@@ -162,6 +162,11 @@ class Probe:
         self._results[result.stage] = result
         if self._on_stage is not None:
             self._on_stage(result)
+
+
+def _info(error: AgentError) -> ErrorInfo:
+    """The error without what only its stage's details carry (the addresses that were tried, for instance)."""
+    return ErrorInfo(**{name: value for name, value in error.to_data().items() if name in ErrorInfo.model_fields})
 
 
 def _ms(started: float) -> float:

@@ -23,7 +23,7 @@ from hfagent.vault.failures import VaultLocked
 from hfagent.vault.private_files import Unusable, read_small
 from hfagent.vault.settings import SourceName
 
-__all__ = ["FORMAT", "Description", "KeyEntry", "RecoveryEntry", "read", "write"]
+__all__ = ["FORMAT", "Description", "KeyEntry", "RecoveryEntry", "State", "read", "write"]
 
 FORMAT: Final = 1
 _MOST: Final = 1 << 20

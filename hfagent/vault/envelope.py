@@ -46,8 +46,8 @@ _NONCE_BYTES: Final = 12
 _TAG_BYTES: Final = 16
 _WRAPPED_BYTES: Final = KEY_BYTES + _TAG_BYTES
 _HEADER: Final = struct.Struct(f">4sBB{KEY_ID_BYTES}s{_NONCE_BYTES}s{_WRAPPED_BYTES}s{_NONCE_BYTES}sI")
-MAX_PLAINTEXT: Final = 1 << 20
-"""Longest secret in bytes: a certificate bundle fits, a mistake does not."""
+MAX_PLAINTEXT: Final = 64 * 1024
+"""Longest secret in bytes: a service account or a bundle of keys fits, a mistake does not."""
 
 
 class OpenFailed(Exception):

@@ -24,7 +24,7 @@ from hfagent.foundation.clock import Clock
 from hfagent.vault import description as description_file
 from hfagent.vault import recovery
 from hfagent.vault.derivation import SALT_BYTES, Keys
-from hfagent.vault.description import Description, KeyEntry, RecoveryEntry
+from hfagent.vault.description import Description, KeyEntry, RecoveryEntry, State
 from hfagent.vault.envelope import KEY_ID_BYTES, OpenFailed
 from hfagent.vault.failures import CredentialUnreadable, VaultLocked
 from hfagent.vault.ring import Ring, canary, fits, open_older_root, seal_older_root
@@ -154,54 +154,44 @@ class KeyChain:
     def _make_first_key(self) -> None:
         """What an interrupted attempt has left is replaced: nothing can be sealed under it."""
         self._remove_dead_keys(quick=True)
-        chosen = self._settings.key_source
-        if chosen is None and self._settings.license_key_file is not None:
-            chosen = "license"
+        places = self._sources()
+        prepared: tuple[SourceName, ...] = ("license", "systemd")
+        chosen = self._settings.key_source or next((name for name in prepared if places[name].present()), None)
         if chosen is not None:  # somebody said so: no other place will do
             self.add_key(None, chosen)
             return
-        available = self._sources()
-        automatic: tuple[SourceName, ...] = ("systemd", "keyring")
-        for name in automatic:
-            if not available[name].available():
-                continue
-            try:
-                self.add_key(None, name)
-            except VaultLocked as exc:
-                _log.warning("no key for the new vault from %s: %s", name, exc)
-            else:
-                return
-        self.add_key(None, "file")
+        try:
+            self.add_key(None, "keyring")
+        except VaultLocked as exc:
+            _log.info("no key for the new vault in the OS keyring: %s", exc)
+            self.add_key(None, "file")
 
     def add_key(self, ring: Ring | None, source: SourceName) -> Ring:
-        """Make a key in `source` the active one, and those of `ring` retiring ones. Raises `VaultLocked`; then all is as before.
+        """Make a key in `source` the active one, and those of `ring` retiring ones.
 
-        Three steps, any of which may be the last: announce the key, make it durably, use it.
+        Three steps, any of which may be the last: announce the key, make it durably, use it. Raises `VaultLocked`; then the
+        present key stays, and what was begun is removed later.
         """
+        place = self._sources()[source]
+        place.check()
         before = self._described()
         entry = KeyEntry(
             key_id=os.urandom(KEY_ID_BYTES).hex(), source=source, state="preparing", created_at=self._now()
         )
-        try:
-            self._save(before.model_copy(update={"keys": (*before.keys, entry)}))
-            root = self._sources()[source].create(entry.key_id)
-            keys = Keys.of(root, salt=before.salt, key_id=entry.key_id)
-            after = Ring.of(keys, {} if ring is None else ring.by_id)
-            entry = entry.model_copy(update={"state": "active", "canary": canary(keys, self._agent_id)})
-            older = tuple(self._retired(old, after) for old in before.keys if old.state != "preparing")
-            recoverable = None if before.recovery is None else self._recovery_after(before.recovery, ring, after)
-            self._save(before.model_copy(update={"keys": (*older, entry), "recovery": recoverable}))
-        except VaultLocked:
-            # The file may go on announcing a key that nobody uses: the next write or start removes it.
-            self.description = before
-            raise
+        self._save(before.model_copy(update={"keys": (*before.keys, entry)}))
+        keys = Keys.of(place.create(entry.key_id), salt=before.salt, key_id=entry.key_id)
+        after = Ring.of(keys, {} if ring is None else ring.by_id)
+        entry = entry.model_copy(update={"state": "active", "canary": canary(keys, self._agent_id)})
+        older = tuple(self._superseded(old, after) for old in before.keys)
+        recoverable = None if before.recovery is None else self._recovery_after(before.recovery, ring, after)
+        self._save(before.model_copy(update={"keys": (*older, entry), "recovery": recoverable}))
         self.ring = after
         return after
 
-    def _retired(self, entry: KeyEntry, after: Ring) -> KeyEntry:
+    def _superseded(self, entry: KeyEntry, after: Ring) -> KeyEntry:
         """An older key's entry beside a new active key, which takes over keeping its root."""
-        if entry.state == "destroying":
-            return entry
+        if entry.state in ("preparing", "destroying"):  # an earlier attempt: nothing is sealed under it
+            return entry.model_copy(update={"state": "destroying"})
         keys = after.by_id.get(bytes.fromhex(entry.key_id))
         sealed = None if keys is None else seal_older_root(keys, after.active, self._agent_id)
         return entry.model_copy(update={"state": "retiring", "sealed_root": sealed})
@@ -231,22 +221,42 @@ class KeyChain:
 
         A failure is logged and left to the next time: a root too many harms nobody.
         """
-        gone: set[str] = set()
-        for entry in self._described().in_state("preparing", "destroying"):
-            if quick and entry.source not in _QUICK_TO_DESTROY:
-                continue
-            try:
-                self._sources()[entry.source].destroy(entry.key_id)
-                gone.add(entry.key_id)
-            except (VaultLocked, OSError) as exc:
-                _log.warning("the old key %s could not be removed: %s", entry.key_id, exc)
-        if not gone:
+        dead = [
+            entry
+            for entry in self._described().in_state("preparing", "destroying")
+            if not quick or entry.source in _QUICK_TO_DESTROY
+        ]
+        if not dead:
             return
-        keys = tuple(entry for entry in self._described().keys if entry.key_id not in gone)
         try:
-            self._save(self._described().model_copy(update={"keys": keys}))
+            # Said before it is done: the file must never take a key for a good one whose root is gone.
+            self._set_states({entry.key_id: "destroying" for entry in dead})
+            gone = {entry.key_id for entry in dead if self._root_removed(entry)}
+            self._save(
+                self._described().model_copy(
+                    update={"keys": tuple(entry for entry in self._described().keys if entry.key_id not in gone)}
+                )
+            )
         except VaultLocked as exc:
             _log.warning("%s", exc)
+
+    def _root_removed(self, entry: KeyEntry) -> bool:
+        try:
+            self._sources()[entry.source].destroy(entry.key_id)
+        except (VaultLocked, OSError) as exc:
+            _log.warning("the old key %s could not be removed: %s", entry.key_id, exc)
+            return False
+        return True
+
+    def _set_states(self, states: dict[str, State]) -> None:
+        """Write these states, by key id; a key that is being destroyed keeps no sealed root."""
+        keys = tuple(
+            entry.model_copy(update={"state": states[entry.key_id], "sealed_root": None})
+            if entry.key_id in states
+            else entry
+            for entry in self._described().keys
+        )
+        self._save(self._described().model_copy(update={"keys": keys}))
 
     # ---- recovery
 

@@ -38,12 +38,9 @@ class KeyringAccess:
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
 
-    def backend_name(self) -> str | None:
-        """Return the allowed backend that works here, or None."""
-        try:
-            return self._call("choosing a backend", lambda: _name(_allowed_backend()))
-        except VaultLocked:
-            return None
+    def backend_name(self) -> str:
+        """Return the name of the allowed backend that is in use here. Raises `VaultLocked` when there is none."""
+        return self._call("choosing a backend", lambda: _name(_allowed_backend()))
 
     def get(self, service: str, user: str) -> str | None:
         """Return an entry, None when there is none. Raises `VaultLocked`."""

@@ -28,14 +28,16 @@ def read_small(path: Path, *, limit: int, follow_links: bool) -> tuple[bytes, os
         if path.is_symlink() and not follow_links:
             raise Unusable(f"{path} is a symbolic link") from exc
         raise Unusable(f"{path} cannot be read: {exc.strerror}") from exc
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
+    try:
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise Unusable(f"{path} is not a regular file")
-        try:
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
             content = file.read(limit + 1)
-        except OSError as exc:
-            raise Unusable(f"{path} cannot be read: {exc.strerror}") from exc
+    except OSError as exc:
+        raise Unusable(f"{path} cannot be read: {exc.strerror}") from exc
+    finally:
+        os.close(descriptor)
     if len(content) > limit:
         raise Unusable(f"{path} is larger than {limit} bytes")
     return content, status

@@ -41,8 +41,12 @@ class KeySource(Protocol):
 
     name: SourceName
 
-    def available(self) -> bool:
-        """Whether a key could be made here now."""
+    def present(self) -> bool:
+        """Whether somebody has prepared this place, which is as good as choosing it."""
+        ...
+
+    def check(self) -> None:
+        """Raise `VaultLocked` when it is plain that no key can be made here now. Changes nothing."""
         ...
 
     def load(self, key_id: str) -> bytes | None:
@@ -82,8 +86,14 @@ class FileSource:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def available(self) -> bool:
-        return self._directory.is_dir() and os.access(self._directory, os.W_OK)
+    def present(self) -> bool:
+        return False
+
+    def check(self) -> None:
+        if not self._directory.is_dir():
+            raise VaultLocked(
+                f"the folder for key files {self._directory} does not exist", hint="make it, with mode 0700"
+            )
 
     def where(self, key_id: str) -> str:
         return f"the file {self._path(key_id)}"
@@ -143,8 +153,12 @@ class LicenseSource:
         self._machine_keys = machine_keys
         self._salt = salt
 
-    def available(self) -> bool:
+    def present(self) -> bool:
         return self._license_key_file is not None
+
+    def check(self) -> None:
+        self._license_key()
+        self._machine_keys.check()
 
     def where(self, key_id: str) -> str:
         return f"the license key {self._license_key_file} together with {self._machine_keys.where(key_id)}"
@@ -194,9 +208,12 @@ class SystemdSource:
     def __init__(self, salt: bytes) -> None:
         self._salt = salt
 
-    def available(self) -> bool:
+    def present(self) -> bool:
         path = _credential_path()
         return path is not None and path.exists()
+
+    def check(self) -> None:
+        self.create("")  # makes nothing: a root is computed, and that is what has to work
 
     def where(self, key_id: str) -> str:
         return f"the systemd credential {CREDENTIAL}"
@@ -241,8 +258,11 @@ class KeyringSource:
         self._access = access
         self._agent_id = agent_id
 
-    def available(self) -> bool:
-        return self._access.backend_name() is not None
+    def present(self) -> bool:
+        return False
+
+    def check(self) -> None:
+        self._access.backend_name()
 
     def where(self, key_id: str) -> str:
         return f"the OS keyring entry {self._SERVICE}/{self._user(key_id)}"

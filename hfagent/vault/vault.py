@@ -129,6 +129,11 @@ class Vault:
             )
 
     @property
+    def locked(self) -> bool:
+        """Whether the key is not available. `status` says why, and what to do."""
+        return self._chain.ring is None
+
+    @property
     def active_key_id(self) -> str:
         """Id of the key that seals. Raises `VaultLocked`."""
         return self._ring().active.key_id
@@ -138,16 +143,16 @@ class Vault:
     def seal(self, *, connector_id: str, field: str, endpoint: str, version: int, plaintext: str) -> bytes:
         """Seal a secret for one place: only the same connector, field, endpoint and version will open it.
 
-        Raises `VaultLocked`, and `ConfigError` for what cannot be a secret (over 1 MiB, not encodable).
+        Raises `VaultLocked`, and `ConfigError` for what cannot be a secret (over 64 KiB, not encodable).
         """
         keys = self._ring().active
-        register_secret(plaintext)
         try:
             content = plaintext.encode()
         except UnicodeEncodeError:  # its own text would quote the secret
             raise ConfigError(f"{field}: the secret holds characters that are no text", field=field) from None
         if len(content) > envelope.MAX_PLAINTEXT:
             raise ConfigError(f"{field}: a secret may have at most {envelope.MAX_PLAINTEXT} bytes", field=field)
+        register_secret(plaintext)
         binding = Binding(self._agent_id, connector_id, field, endpoint, version)
         return envelope.seal(keys.encryption, keys.id_bytes, binding, content)
 
@@ -189,7 +194,8 @@ class Vault:
         """Destroy the older keys that are not `in_use`, and tell whether none is left. Raises `VaultLocked`.
 
         `in_use` are the key ids of everything that is still sealed. Ask for them and call this within one transaction of
-        the store, and seal within the transaction that stores: then nothing can be sealed under a key while it goes.
+        the store, and seal within the transaction that stores: then nothing can be sealed under a key while it goes. Removing
+        an entry of the OS keyring may take as long as `keyring_timeout_s`.
         """
         with self._lock:
             return self._chain.destroy_except(self._ring(), in_use)

@@ -51,24 +51,66 @@ NEGATIVE_CASES = (
 """The twelve ways a configuration is wrong, each with a stage and a code of its own."""
 
 WEIRD_NAMES = (
-    "plain", "MixedCase", "mixedcase", "with space", " padded ", 'with "quotes"', "it's", "semi;colon", "dot.ted", "select", "naïve",
-    "表", "emoji 🦆", "percent %s %(x)s %%", "back`tick", "back\\slash", "$1 {brace} :colon", "-- comment", "/* comment */",
-    "new\nline", "tab\tulator", "a" * 60,
-)  # fmt: skip
+    "plain",
+    "MixedCase",
+    "mixedcase",
+    "with space",
+    " padded ",
+    'with "quotes"',
+    "it's",
+    "semi;colon",
+    "dot.ted",
+    "select",
+    "naïve",
+    "表",
+    "emoji 🦆",
+    "percent %s %(x)s %%",
+    "back`tick",
+    "back\\slash",
+    "$1 {brace} :colon",
+    "-- comment",
+    "/* comment */",
+    "new\nline",
+    "tab\tulator",
+    "a" * 60,
+)
 """Legal names that break a connector which concatenates, folds case, or formats twice."""
 
 INJECTIONS = (
-    "victim; DROP TABLE victim; --", '"; DROP TABLE victim; --', "'; DROP TABLE victim; --", "`; DROP TABLE victim; --",
-    "x\" UNION SELECT * FROM victim --", "x' OR '1'='1", "x) FROM victim; DELETE FROM victim; --", "x*/ DROP TABLE victim /*",
-)  # fmt: skip
+    "victim; DROP TABLE victim; --",
+    '"; DROP TABLE victim; --',
+    "'; DROP TABLE victim; --",
+    "`; DROP TABLE victim; --",
+    'x" UNION SELECT * FROM victim --',
+    "x' OR '1'='1",
+    "x) FROM victim; DELETE FROM victim; --",
+    "x*/ DROP TABLE victim /*",
+)
 
 SOON = 5.0
 """Seconds within which something that was stopped has to be gone. Whatever is stopped here would run for minutes."""
 
 GAPS = frozenset(
-    {*NEGATIVE_CASES, "sessions", "secrets", "query", "explain", "cancel", "permissions", "zero_columns", "broken_views", "case_twins",
-     "restart", "kill", "writes", "params", "dirt", "pool", "defined_order"}
-)  # fmt: skip
+    {
+        *NEGATIVE_CASES,
+        "sessions",
+        "secrets",
+        "query",
+        "explain",
+        "cancel",
+        "permissions",
+        "zero_columns",
+        "broken_views",
+        "case_twins",
+        "restart",
+        "kill",
+        "writes",
+        "params",
+        "dirt",
+        "pool",
+        "defined_order",
+    }
+)
 """What a type may declare as unsupported."""
 
 
@@ -139,7 +181,9 @@ class ConnectorConformance:
             yield Broken(config | {"host": "127.0.0.1", "port": port, "connect_timeout_s": 1}, "tcp", "net.timeout")
         elif case == "slow_server":
             port = fixture("silent_port")
-            yield Broken(config | {"host": "127.0.0.1", "port": port, "connect_timeout_s": 1}, "auth", "timeout.connect")
+            yield Broken(
+                config | {"host": "127.0.0.1", "port": port, "connect_timeout_s": 1}, "auth", "timeout.connect"
+            )
         elif case == "garbage_protocol":
             proxy = fixture("fault_proxy")(config["host"], config["port"])
             proxy.garbage()
@@ -293,7 +337,10 @@ class ConnectorConformance:
         shown: list[str] = []
         canaries: list[str] = []
         with caplog.at_level(logging.DEBUG):
-            for case in ("wrong_password", *(c for c in NEGATIVE_CASES if c not in ("wrong_password", "no_grants", "missing_namespace"))):
+            for case in (
+                "wrong_password",
+                *(c for c in NEGATIVE_CASES if c not in ("wrong_password", "no_grants", "missing_namespace")),
+            ):
                 if self.gap(case):
                     continue
                 with self.broken(case, source, request) as broken:
@@ -316,7 +363,9 @@ class ConnectorConformance:
                     config = connector_class.Config.parse(connector_class.Config.example | {name: canary})
                     assert MASK in config.model_dump_json()
                     shown += [repr(config), config.model_dump_json()]
-                except ConfigError as error:  # some secrets have a form (a PEM text), and complaining must not quote them
+                except (
+                    ConfigError
+                ) as error:  # some secrets have a form (a PEM text), and complaining must not quote them
                     shown += [str(error), repr(error), *traceback.format_exception(error)]
         shown += [redact(record.getMessage()) for record in caplog.records if not record.name.startswith("hfagent")]
         shown += [record.getMessage() for record in caplog.records if record.name.startswith("hfagent")]
@@ -325,7 +374,9 @@ class ConnectorConformance:
 
     # --- discovery ---
 
-    def test_weird_names_come_back_exactly(self, connector: BaseConnector[Any], connection: Any, source: Source) -> None:
+    def test_weird_names_come_back_exactly(
+        self, connector: BaseConnector[Any], connection: Any, source: Source
+    ) -> None:
         names = self._distinct(self.weird_names)
         for name in names:
             source.create(name, {name: self.text_type, "n": self.integer_type}, [["'x'", "1"]])
@@ -364,7 +415,9 @@ class ConnectorConformance:
             # As a stream or a column that does not exist it is refused without reaching the server as text.
             with pytest.raises(AgentError):
                 connector.read_rows(connection, found["victim"], ReadRequest(columns=(payload,)))
-        list(connector.read_schema(connection, SchemaRequest(include=tuple(payloads), exclude=("'; DROP TABLE victim",))))
+        list(
+            connector.read_schema(connection, SchemaRequest(include=tuple(payloads), exclude=("'; DROP TABLE victim",)))
+        )
         assert source.contents() == before
 
     def _storable(self, name: str) -> bool:
@@ -392,7 +445,9 @@ class ConnectorConformance:
         assert [[c.name for c in s.columns] for s in middle] == [["n", "t"]] * 3
         assert [s.name for s in full] == sorted(s.name for s in full) == [s.name for s in middle]
         assert all(s.schema_hash for s in full)
-        assert [s.schema_hash for s in full] == [s.schema_hash for s in connector.read_schema(connection, SchemaRequest())]
+        assert [s.schema_hash for s in full] == [
+            s.schema_hash for s in connector.read_schema(connection, SchemaRequest())
+        ]
         assert all("full" in s.capabilities for s in full)
 
     def test_schema_without_columns(self, connector: BaseConnector[Any], connection: Any, source: Source) -> None:
@@ -442,7 +497,10 @@ class ConnectorConformance:
         found = {s.name: s for s in connector.read_schema(connection, SchemaRequest())}
         assert found["good"].columns
         assert "shattered" in found
-        with pytest.raises(AgentError) as caught, connector.read_rows(connection, found["shattered"], ReadRequest()) as reader:
+        with (
+            pytest.raises(AgentError) as caught,
+            connector.read_rows(connection, found["shattered"], ReadRequest()) as reader,
+        ):
             read_all(reader)
         assert caught.value.code != "internal.driver"
         with connector.read_rows(connection, found["good"], ReadRequest()) as reader:
@@ -472,12 +530,16 @@ class ConnectorConformance:
             if str(result[name].type) != case.type:
                 wrong.append(f"{what}: read as {result[name].type}, expected {case.type}")
             expected = [*case.values.values(), *[None] * (depth + 1 - len(case.values))]
-            for literal, value, want in zip([*case.values, *["NULL"] * depth], table[name].to_pylist(), expected, strict=False):
+            for literal, value, want in zip(
+                [*case.values, *["NULL"] * depth], table[name].to_pylist(), expected, strict=False
+            ):
                 if not same(value, want):
                     wrong.append(f"{what}: {literal} read as {value!r}, expected {want!r}")
         assert not wrong, "\n".join(wrong)
 
-    def test_empty_result_keeps_its_columns(self, connector: BaseConnector[Any], connection: Any, source: Source) -> None:
+    def test_empty_result_keeps_its_columns(
+        self, connector: BaseConnector[Any], connection: Any, source: Source
+    ) -> None:
         source.create("empty", {"n": self.integer_type, "t": self.text_type})
         stream = next(s for s in connector.read_schema(connection, SchemaRequest()) if s.name == "empty")
         with connector.read_rows(connection, stream, ReadRequest()) as reader:
@@ -508,7 +570,11 @@ class ConnectorConformance:
         source.create_rows("many", self.many)
         task = {"type": self.type_name, "config": source.config, "namespace": source.namespace, "name": "many"}
         done = subprocess.run(
-            [sys.executable, "-m", "tests.connectors.drain"], input=json.dumps(task), capture_output=True, text=True, timeout=110
+            [sys.executable, "-m", "tests.connectors.drain"],
+            input=json.dumps(task),
+            capture_output=True,
+            text=True,
+            timeout=110,
         )
         assert done.returncode == 0, done.stderr
         seen = json.loads(done.stdout)
@@ -555,7 +621,9 @@ class ConnectorConformance:
                 assert read_all(reader).num_rows == min(limit, 20_000)
         assert sql.is_alive(connection, 5) or not sql.reset(connection)
 
-    def test_first_rows_come_in_a_small_batch(self, connector: BaseConnector[Any], connection: Any, source: Source) -> None:
+    def test_first_rows_come_in_a_small_batch(
+        self, connector: BaseConnector[Any], connection: Any, source: Source
+    ) -> None:
         if (sql := self.queryable(connector, connection)) is None:
             return
         source.create_rows("rows", 20_000)
@@ -574,7 +642,9 @@ class ConnectorConformance:
                 assert list(read_all(reader).to_pylist()[0].values()) == [value]
         assert source.contents() == before
 
-    def test_errors_of_statements_are_typed(self, connector: BaseConnector[Any], connection: Any, source: Source) -> None:
+    def test_errors_of_statements_are_typed(
+        self, connector: BaseConnector[Any], connection: Any, source: Source
+    ) -> None:
         if (sql := self.queryable(connector, connection)) is None:
             return
         source.create("victim", {"n": self.integer_type}, [["1"]])
@@ -589,7 +659,9 @@ class ConnectorConformance:
             assert caught.value.code == code, caught.value
         # One failed statement does not spoil the connection for the next one.
         assert sql.reset(connection)
-        with sql.execute(connection, Statement(self.count_statement.format(victim=source.qualified("victim")))) as reader:
+        with sql.execute(
+            connection, Statement(self.count_statement.format(victim=source.qualified("victim")))
+        ) as reader:
             assert next(iter(read_all(reader).to_pylist()[0].values())) == 1
 
     def test_explain(self, connector: BaseConnector[Any], connection: Any, source: Source) -> None:
@@ -632,10 +704,14 @@ class ConnectorConformance:
         assert isinstance(error, Cancelled), error
         usable_or_discarded(sql, connection)
 
-    def test_deadline_before_the_first_row(self, connector: BaseConnector[Any], connection: Any, source: Source) -> None:
+    def test_deadline_before_the_first_row(
+        self, connector: BaseConnector[Any], connection: Any, source: Source
+    ) -> None:
         self._expire(connector, connection, source, self.slow_statement)
 
-    def test_deadline_in_the_middle_of_rows(self, connector: BaseConnector[Any], connection: Any, source: Source) -> None:
+    def test_deadline_in_the_middle_of_rows(
+        self, connector: BaseConnector[Any], connection: Any, source: Source
+    ) -> None:
         self._expire(connector, connection, source, self.endless_statement)
 
     def _expire(self, connector: BaseConnector[Any], connection: Any, source: Source, template: str) -> None:
@@ -649,10 +725,14 @@ class ConnectorConformance:
         wait_until(lambda: source.running("hf_deadline_marker") == 0, "the statement is gone from the server", SOON)
         usable_or_discarded(sql, connection)
 
-    def test_closing_early_stops_the_statement(self, connector: BaseConnector[Any], connection: Any, source: Source) -> None:
+    def test_closing_early_stops_the_statement(
+        self, connector: BaseConnector[Any], connection: Any, source: Source
+    ) -> None:
         if (sql := self.queryable(connector, connection)) is None:
             return
-        reader = sql.execute(connection, Statement(self.endless_statement.format(marker="hf_close_marker"), first_rows=10))
+        reader = sql.execute(
+            connection, Statement(self.endless_statement.format(marker="hf_close_marker"), first_rows=10)
+        )
         assert next(iter(reader)).num_rows > 0
         assert source.running("hf_close_marker") > 0
         with background(reader.close) as work:
@@ -678,7 +758,9 @@ class ConnectorConformance:
             return
         sql = self.queryable(connector, connection)
         assert sql is not None
-        reader = sql.execute(connection, Statement(self.endless_statement.format(marker="hf_kill_marker"), first_rows=10))
+        reader = sql.execute(
+            connection, Statement(self.endless_statement.format(marker="hf_kill_marker"), first_rows=10)
+        )
         batches = iter(reader)
         next(batches)
         source.kill_sessions()
@@ -713,7 +795,9 @@ class ConnectorConformance:
         assert source.contents() == before
         assert not accepted, "the guard let pass:\n" + "\n".join(accepted)
 
-    def test_the_server_refuses_writes_by_itself(self, connector: BaseConnector[Any], connection: Any, source: Source) -> None:
+    def test_the_server_refuses_writes_by_itself(
+        self, connector: BaseConnector[Any], connection: Any, source: Source
+    ) -> None:
         if self.gap("writes"):
             return
         sql = self.queryable(connector, connection)
@@ -891,5 +975,3 @@ def discarded_is_usable(connector: BaseConnector[Any], connection: Any) -> bool:
         return connector.reset(connection)
     except Exception:
         return False
-
-

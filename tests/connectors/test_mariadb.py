@@ -9,7 +9,6 @@ from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
-import pymysql
 import pytest
 
 from hfagent.connectors.mariadb import MariaDB
@@ -18,7 +17,7 @@ from hfagent.foundation.clock import Deadline
 from hfagent.foundation.errors import AgentError, Cancelled, ConfigError
 from hfagent.sdk.reading import Bound, ReadRequest, SchemaRequest, Statement
 from tests.connectors.conformance import read_all, run_test
-from tests.connectors.mariadb_source import READER, MariadbConformance, MariadbSource
+from tests.connectors.mariadb_source import MariadbConformance, MariadbSource
 from tests.connectors.source import make
 from tests.fixtures.mariadb import MariadbDatabase
 from tests.fixtures.proxy import FaultProxy
@@ -117,7 +116,9 @@ def test_one_statement_at_a_time_even_past_the_guard(source: MariadbSource, conn
 
 def test_unix_socket_needs_the_policys_leave(source: MariadbSource) -> None:
     path = source.server.ca_pem.parent / "socket"
-    config = {key: value for key, value in source.config.items() if key not in ("host", "port")} | {"unix_socket": str(path)}
+    config = {key: value for key, value in source.config.items() if key not in ("host", "port")} | {
+        "unix_socket": str(path)
+    }
     with pytest.raises(ConfigError) as caught:
         make(MariaDB, config, source.namespace).connect(Deadline(5))
     assert (caught.value.code, caught.value.field) == ("config.policy_denied", "unix_socket")
@@ -133,11 +134,15 @@ def test_a_returned_session_has_its_database_again_or_is_discarded(
     source: MariadbSource, connect: Callable[..., Any]
 ) -> None:
     connector, session = connect(source, database=source.namespace)
-    assert ask(connector, session, "SELECT DATABASE() AS d, GET_LOCK('hf_dirt', 0) AS l") == [{"d": source.namespace, "l": 1}]
+    assert ask(connector, session, "SELECT DATABASE() AS d, GET_LOCK('hf_dirt', 0) AS l") == [
+        {"d": source.namespace, "l": 1}
+    ]
     assert not session.pristine
     assert connector.reset(session)
     assert session.pristine
-    assert ask(connector, session, "SELECT DATABASE() AS d, IS_USED_LOCK('hf_dirt') AS l") == [{"d": source.namespace, "l": None}]
+    assert ask(connector, session, "SELECT DATABASE() AS d, IS_USED_LOCK('hf_dirt') AS l") == [
+        {"d": source.namespace, "l": None}
+    ]
     session.select_db("information_schema")
     assert not connector.reset(session)
 
@@ -187,7 +192,9 @@ def test_a_failed_verification_never_falls_back(
     from tests.fixtures.certificates import make_certificates
 
     proxy = fault_proxy(source.server.host, source.server.port)
-    connector = connector_of(source, host=proxy.host, port=proxy.port, ssl_mode=mode, ssl_ca=make_certificates(tmp_path).ca.read_text())
+    connector = connector_of(
+        source, host=proxy.host, port=proxy.port, ssl_mode=mode, ssl_ca=make_certificates(tmp_path).ca.read_text()
+    )
     before = proxy.connections
     with pytest.raises(AgentError) as caught:
         connector.connect(Deadline(5))
@@ -243,7 +250,9 @@ def test_ed25519(source: MariadbSource, account: Callable[..., Any], connect: Ca
         source.execute("UNINSTALL SONAME 'auth_ed25519'")
 
 
-def test_a_password_that_is_not_latin1(source: MariadbSource, account: Callable[..., Any], connect: Callable[..., Any]) -> None:
+def test_a_password_that_is_not_latin1(
+    source: MariadbSource, account: Callable[..., Any], connect: Callable[..., Any]
+) -> None:
     config = account("IDENTIFIED BY '密码🙂'", "密码🙂")
     connector, session = connect(source, **config)
     assert ask(connector, session, "SELECT 1 AS n") == [{"n": 1}]
@@ -265,30 +274,14 @@ def test_refused_accounts(source: MariadbSource, account: Callable[..., Any], ch
     assert (report.error.stage, report.error.code) == ("auth", code), report.error
 
 
-def test_client_certificate(source: MariadbSource, account: Callable[..., Any], connect: Callable[..., Any]) -> None:
-    config = account("IDENTIFIED BY 'some-password' REQUIRE X509", "some-password")
-    directory = source.server.ca_pem.parent
-    pair = {"ssl_cert": (directory / "server.pem").read_text(), "ssl_key": (directory / "server.key").read_text()}
-    ca = {"ssl_ca": source.server.ca_pem.read_text(), "ssl_mode": "verify_identity"}
-    # The test's only certificate is the server's: as a client it is refused for its purpose, which proves that it was sent.
-    with pytest.raises(AgentError) as caught:
-        _, session = connect(source, **config, **pair, **ca)
-    assert caught.value.code in ("auth.invalid_credentials", "tls.client_cert", "net.reset")
-    with pytest.raises(ConfigError) as refused:
-        connector_of(source, **config, **ca, ssl_cert=pair["ssl_cert"])
-    assert refused.value.field == "ssl_key"
-    with pytest.raises(ConfigError) as mismatched:
-        connector_of(source, **config, **(pair | {"ssl_cert": ca["ssl_ca"]}), **ca).connect(Deadline(5))
-    assert mismatched.value.code == "tls.client_cert"
-
-
 # --- values ---
 
 
 def dates(source: MariadbSource) -> None:
     source.create(
         "dates", {"id": "int", "d": "date", "t": "datetime(3)"},
-        [["1", "'2024-01-02'", "'2024-01-02 03:04:05.678'"], ["2", "'0000-00-00'", "'2024-02-00 00:00:00'"], ["3", "NULL", "NULL"]],
+        [["1", "'2024-01-02'", "'2024-01-02 03:04:05.678'"], ["2", "'0000-00-00'", "'2024-02-00 00:00:00'"],
+         ["3", "NULL", "NULL"]],
     )  # fmt: skip
 
 
@@ -347,7 +340,9 @@ def test_rows_across_block_and_packet_borders(source: MariadbSource, connect: Ca
     """Lengths around each change of the length's encoding, rows larger than a block, and packets that continue."""
     connector, session = connect(source, ssl_mode="disabled")
     lengths = [0, 1, 249, 250, 251, 252, 253, 255, 256, 65534, 65535, 65536, 65537, 1 << 20, (1 << 20) + 1, 3_000_000]
-    text = " UNION ALL ".join(f"SELECT {n} AS n, REPEAT('x', {n}) AS t, IF({n} % 2, NULL, 'tail') AS z" for n in lengths)
+    text = " UNION ALL ".join(
+        f"SELECT {n} AS n, REPEAT('x', {n}) AS t, IF({n} % 2, NULL, 'tail') AS z" for n in lengths
+    )
     rows = ask(connector, session, text)
     assert [(r["n"], len(r["t"]), r["z"]) for r in rows] == [(n, n, None if n % 2 else "tail") for n in lengths]
 
@@ -393,14 +388,29 @@ def test_every_value_of_a_large_table(source: MariadbSource, connect: Callable[.
         ("uuid", "123e4567-e89b-12d3-a456-426655440000", "123e4567-e89b-12d3-a456-426655440001"),
     ],
 )
-def test_bounds_keep_every_digit(source: MariadbSource, connect: Callable[..., Any], native: str, low: str, high: str) -> None:
-    literals = {"2024-01-01T01:00:00.000002+01:00": "2024-01-01 00:00:00.000002", "PT25H1S": "25:00:01", "PT26H0.000001S": "26:00:00.000001"}
-    plain = [literals.get(text, text).replace("T", " ").removesuffix("Z") if native != "varchar(30)" else text for text in (low, high)]
-    source.create("t", {"n": "int", "v": f"{native}{' COLLATE utf8mb4_bin' if native.startswith('varchar') else ''}"}, [["1", f"'{plain[0]}'"], ["2", f"'{plain[1]}'"]])
+def test_bounds_keep_every_digit(
+    source: MariadbSource, connect: Callable[..., Any], native: str, low: str, high: str
+) -> None:
+    literals = {
+        "2024-01-01T01:00:00.000002+01:00": "2024-01-01 00:00:00.000002",
+        "PT25H1S": "25:00:01",
+        "PT26H0.000001S": "26:00:00.000001",
+    }
+    plain = [
+        literals.get(text, text).replace("T", " ").removesuffix("Z") if native != "varchar(30)" else text
+        for text in (low, high)
+    ]
+    source.create(
+        "t",
+        {"n": "int", "v": f"{native}{' COLLATE utf8mb4_bin' if native.startswith('varchar') else ''}"},
+        [["1", f"'{plain[0]}'"], ["2", f"'{plain[1]}'"]],
+    )
     connector, session = connect(source)
     stream = stream_of(connector, session, "t")
     for text, number in ((low, 1), (high, 2)):
-        with connector.read_rows(session, stream, ReadRequest(columns=("n",), bounds=(Bound("v", "=", text),))) as reader:
+        with connector.read_rows(
+            session, stream, ReadRequest(columns=("n",), bounds=(Bound("v", "=", text),))
+        ) as reader:
             assert read_all(reader)["n"].to_pylist() == [number]
 
 
@@ -424,14 +434,18 @@ def test_what_discovery_knows(source: MariadbSource, connect: Callable[..., Any]
     at = source.qualified
     source.execute(f"CREATE TABLE {at('parent')} (a int, b int, PRIMARY KEY (b, a)) COMMENT 'the elders'")
     source.execute(
-        f"CREATE TABLE {at('child')} (id bigint AUTO_INCREMENT PRIMARY KEY, pa int, pb int, code varchar(50) NOT NULL COMMENT 'short', "
+        f"CREATE TABLE {at('child')} (id bigint AUTO_INCREMENT PRIMARY KEY, pa int, pb int, "
+        "code varchar(50) NOT NULL COMMENT 'short', "
         "note varchar(600), doc json, twice int AS (pa * 2) VIRTUAL, secret int INVISIBLE, "
         "changed_at datetime(6) NOT NULL DEFAULT current_timestamp(6) ON UPDATE current_timestamp(6), "
         "UNIQUE KEY code_key (code), UNIQUE KEY note_start (note(10)), KEY changed (changed_at), "
         f"CONSTRAINT child_parent FOREIGN KEY (pb, pa) REFERENCES {at('parent')} (b, a))"
     )
     source.execute(f"CREATE TABLE {at('history')} (id int PRIMARY KEY, v int) WITH SYSTEM VERSIONING")
-    source.execute(f"CREATE TABLE {at('parts')} (id int, y int) PARTITION BY RANGE (y) (PARTITION p0 VALUES LESS THAN (2000), PARTITION p1 VALUES LESS THAN MAXVALUE)")
+    source.execute(
+        f"CREATE TABLE {at('parts')} (id int, y int) PARTITION BY RANGE (y) "
+        "(PARTITION p0 VALUES LESS THAN (2000), PARTITION p1 VALUES LESS THAN MAXVALUE)"
+    )
     source.execute(f"CREATE TABLE {at('keyless')} (e varchar(20) NOT NULL UNIQUE, f int)")
     source.execute(f"CREATE SEQUENCE {at('numbers')}")
     source.execute(f"CREATE VIEW {at('seen')} AS SELECT id, code FROM {at('child')}")
@@ -479,7 +493,9 @@ def test_discovery_asks_a_fixed_number_of_questions(source: MariadbSource, conne
     assert counts[0] == counts[1]
 
 
-def test_column_grants_show_what_cannot_be_read(source: MariadbSource, connect: Callable[..., Any], account: Callable[..., Any]) -> None:
+def test_column_grants_show_what_cannot_be_read(
+    source: MariadbSource, connect: Callable[..., Any], account: Callable[..., Any]
+) -> None:
     source.create("t", {"open": "int", "closed": "int"}, [["1", "2"]])
     config = account("IDENTIFIED BY 'some-password'", "some-password")
     source.execute(f"REVOKE SELECT ON {source.pattern}.* FROM '{config['username']}'@'%'")
@@ -487,7 +503,10 @@ def test_column_grants_show_what_cannot_be_read(source: MariadbSource, connect: 
     connector, session = connect(source, **config)
     (stream,) = connector.read_schema(session, SchemaRequest())
     assert (stream.readable, stream.unreadable_columns) == ("yes", ("closed",))
-    with pytest.raises(AgentError) as caught, connector.read_rows(session, stream, ReadRequest(columns=("closed",))) as reader:
+    with (
+        pytest.raises(AgentError) as caught,
+        connector.read_rows(session, stream, ReadRequest(columns=("closed",))) as reader,
+    ):
         read_all(reader)
     assert caught.value.code == "permission.denied"
     assert f"GRANT SELECT ON `{source.namespace}`.`t`" in (caught.value.hint or "")
@@ -522,7 +541,11 @@ def test_safety_names_what_the_account_can_do(source: MariadbSource) -> None:
 
 
 def test_an_account_without_databases(source: MariadbSource) -> None:
-    config = source.config | {"username": "hf_noaccess", "password": source.server.passwords["hf_noaccess"], "database": None}
+    config = source.config | {
+        "username": "hf_noaccess",
+        "password": source.server.passwords["hf_noaccess"],
+        "database": None,
+    }
     report = run_test(make(MariaDB, config))
     assert report.error is not None
     assert (report.error.stage, report.error.code) == ("permission", "permission.read_missing")
@@ -542,7 +565,9 @@ def test_owned_means_all_that_is_not_the_servers_own(source: MariadbSource, conn
 _ENDLESS = MariadbConformance.endless_statement
 
 
-def test_the_kill_goes_to_the_statement_and_the_session_lives_on(source: MariadbSource, connect: Callable[..., Any]) -> None:
+def test_the_kill_goes_to_the_statement_and_the_session_lives_on(
+    source: MariadbSource, connect: Callable[..., Any]
+) -> None:
     connector, session = connect(source)
     thread = session.thread_id()
     for _ in range(5):
@@ -654,12 +679,48 @@ def test_an_orderly_shutdown_is_a_failover(source: MariadbSource, connect: Calla
     assert caught.value.retryable
 
 
+def test_a_frozen_server_does_not_hold_the_caller(source: MariadbSource, connect: Callable[..., Any]) -> None:
+    """Nobody answers the KILL QUERY either: the connection is cut, and the pool will discard it."""
+    connector, session = connect(source)
+    failures: list[AgentError] = []
+
+    def work() -> None:
+        try:
+            ask(connector, session, "SELECT SLEEP(300)", deadline=Deadline(0.5))
+        except AgentError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=work)
+    source.server.suspend()
+    try:
+        thread.start()
+        thread.join(15)
+        assert not thread.is_alive()
+    finally:
+        source.server.resume()
+    assert [error.code for error in failures] == ["timeout.statement"]
+    assert not connector.reset(session)
+
+
+def test_a_result_that_nobody_closed_does_no_harm(source: MariadbSource, connect: Callable[..., Any]) -> None:
+    import gc
+
+    connector, session = connect(source)
+    reader = connector.open_result(session, _ENDLESS.format(marker="hf_lost"), (), Statement(""))
+    del reader
+    gc.collect()  # PyMySQL's own result would now read all the rest
+    assert not connector.is_alive(session, 1)
+    assert not connector.reset(session)
+    connector.close(session)
+    wait_until(lambda: source.running("hf_lost") == 0, "the server noticed")
+
+
 # --- parameters ---
 
 
 @pytest.mark.parametrize(
     "value",
-    [None, True, 0, -5, 2**64 - 1, 0.1, 1e300, Decimal("-1.50"), "it's \\ \"q\" %s \0 \x1a 🙂", b"\0\xff'", b"", ""],
+    [None, True, 0, -5, 2**64 - 1, 0.1, 1e300, Decimal("-1.50"), 'it\'s \\ "q" %s \0 \x1a 🙂', b"\0\xff'", b"", ""],
 )
 def test_values_come_back_as_they_were_bound(source: MariadbSource, connect: Callable[..., Any], value: Any) -> None:
     connector, session = connect(source)
@@ -674,14 +735,15 @@ def test_placeholders_count_only_where_sql_is(source: MariadbSource, connect: Ca
     text = "SELECT %(b)s AS b, %(a)s AS a"
     with connector.open_result(session, text, {"a": 1, "b": "two"}, Statement(text)) as reader:
         assert read_all(reader).to_pylist() == [{"b": "two", "a": 1}]
-    for bad in (("SELECT %s, %s", ("x",)), ("SELECT 1", ("x",)), ("SELECT %(a)s", {"b": 1}), ("SELECT %s", (float("inf"),)), ("SELECT %s", (object(),)), ("SELECT %s", ("\ud800",))):
+    for bad in (
+        ("SELECT %s, %s", ("x",)),
+        ("SELECT 1", ("x",)),
+        ("SELECT %(a)s", {"b": 1}),
+        ("SELECT %s", (float("inf"),)),
+        ("SELECT %s", (object(),)),
+        ("SELECT %s", ("\ud800",)),
+    ):
         with pytest.raises(AgentError) as caught:
             connector.open_result(session, bad[0], bad[1], Statement(bad[0]))
         assert caught.value.code == "request.invalid_params"
     assert ask(connector, session, "SELECT 1 AS n") == [{"n": 1}]
-
-
-def test_the_readers_account_is_the_documented_one(source: MariadbSource) -> None:
-    with closing(source.server.connect(source.namespace, READER)) as connection, connection.cursor() as cursor:
-        with pytest.raises(pymysql.err.OperationalError, match="1142"):
-            cursor.execute("CREATE TABLE t (n int)")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from hfagent.vault import description, sources
+from hfagent.vault.envelope import key_id_of
 from hfagent.vault.settings import VaultSettings
 from hfagent.vault.vault import Vault
 
@@ -40,8 +41,6 @@ class Cabinet:
         return bool(self.sealed)
 
     def key_ids(self) -> set[str]:
-        from hfagent.vault.envelope import key_id_of
-
         return {key_id_of(blob).hex() for _, blob, _ in self.sealed}
 
     def assert_all_open(self, vault: Vault) -> None:
@@ -53,8 +52,6 @@ class Cabinet:
         """The loop that the agent runs. Safe to break off and begin again."""
         vault.begin_rotation(**kwargs)
         for index, (where, blob, expected) in enumerate(self.sealed):
-            from hfagent.vault.envelope import key_id_of
-
             if key_id_of(blob).hex() != vault.active_key_id:
                 step()
                 self.sealed[index] = (where, vault.reseal(**where, blob=blob).blob, expected)
