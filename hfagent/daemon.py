@@ -50,6 +50,8 @@ from hfagent.services.vault import VaultVerbs
 from hfagent.services.workers import Workers
 from hfagent.store.store import Store
 from hfagent.transport.activation import inherited_sockets
+from hfagent.vault.process import protect_memory
+from hfagent.vault.settings import VaultSettings as KeySettings
 from hfagent.vault.vault import Vault
 
 __all__ = ["Daemon", "DaemonOptions", "run"]
@@ -136,9 +138,11 @@ class Daemon:
         self.vault = Vault.open_or_create(
             self.paths.vault_dir,
             agent_id=self.store.agent_id,
-            key_source=settings.vault.key_source,
-            license_file=Path(settings.vault.license_file) if settings.vault.license_file else None,
             has_ciphertexts=self.store.secrets.any,
+            settings=KeySettings(
+                key_source=settings.vault.key_source,
+                license_key_file=Path(settings.vault.license_file) if settings.vault.license_file else None,
+            ),
         )
         self.registry = Registry()
         self.credentials = Credentials(self.vault, self.store, cache_s=lambda: self.settings.vault.secret_cache_s)
@@ -154,9 +158,7 @@ class Daemon:
             lambda: self.settings.query,
             lambda: self.settings.policy.max_query_rows,
         )
-        self.vault_verbs = VaultVerbs(
-            self.credentials, self.connections, self.store, self.registry, self.workers, store_lane
-        )
+        self.vault_verbs = VaultVerbs(self.credentials, self.connections, self.store, self.registry, self.workers)
         self.apply = Apply(self.connectors)
         self.watch = DirectoryWatch(self.paths.connectors_dir, self.apply, lambda: CallContext("connectors.d"))
         self.health = Health(
@@ -202,7 +204,7 @@ class Daemon:
         self._schedule_tick()
         self._feed_watchdog()
         if self.vault.locked:
-            _log.warning("the vault is locked: %s", self.vault.status().get("reason"))
+            _log.warning("the vault is locked: %s", self.vault.status().reason)
         where = ", ".join([str(self.paths.socket), *(f"{host}:{port}" for host, port in self.tcp_addresses)])
         _log.info("hfagent %s ready on %s (data in %s)", __version__, where, self.paths.data_dir)
         notify("READY=1", f"STATUS=Ready on {where}")
@@ -264,7 +266,7 @@ class Daemon:
             config_file=str(self.paths.config_file) if self.paths.config_file.exists() else None,
             log=str(self.paths.log_file) if self.options.auto_started else None,
             state="draining" if self._stop.is_set() else "ready",
-            vault=str(self.vault.status()["state"]),
+            vault=str(self.vault.status().state),
             connectors=len(connectors),
             connectors_by_status=by_status,
             sessions=len(self.server.sessions),
@@ -417,15 +419,9 @@ class _Lock:
 
 
 def _harden() -> None:
-    """No core dumps, no reading of our memory by others of the same user, no files open to others."""
+    """Nothing open to others, no core dumps, no reading of our memory by other processes of the same user."""
     os.umask(0o077)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if sys.platform == "linux":
-        import ctypes
-
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.prctl(4, 0, 0, 0, 0) != 0:  # PR_SET_DUMPABLE
-            _log.warning("the process stays readable for debuggers (prctl: errno %d)", ctypes.get_errno())
+    protect_memory()
 
 
 def _set_up_logs(options: DaemonOptions, settings: Settings) -> None:

@@ -12,9 +12,13 @@ frozen values.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from hfagent.connectors._postgres_config import SpecialValues
@@ -36,6 +40,9 @@ from hfagent.sdk.sql import matches
 __all__ = ["Catalogue", "load_types", "owned_namespaces", "type_facts"]
 
 _PAGE = 1000  # relations per page: 20,000 columns or so
+_FIRST_PAGE = 100  # something to show soon
+
+_FIRST = itemgetter(0)
 
 _KINDS = {"r": "table", "p": "table", "v": "view", "m": "materialized_view", "f": "table"}
 
@@ -142,13 +149,54 @@ class Catalogue:
             for relation in self._relations(namespaces, limits)
             if matches(f"{relation.namespace}.{relation.name}", request.include, request.exclude)
         ]
-        for start in range(0, len(wanted), _PAGE):
-            page = wanted[start : start + _PAGE]
-            wanted[start : start + _PAGE] = [None] * len(page)  # type: ignore[list-item]  # done with: let them go
-            if request.depth == "names":
-                yield from (self._named(relation) for relation in page)
+        if request.depth == "names":
+            yield from (self._named(relation) for relation in wanted)
+            return
+        full = request.depth == "full"
+        for page, parts in self._pages(wanted, limits, full=full):
+            if isinstance(parts, AgentError):
+                yield from self._one_by_one(page, parts, limits, full=full)
             else:
-                yield from self._described(page, limits, full=request.depth == "full")
+                yield from (self._stream(relation, parts, full=full) for relation in page)
+
+    def _pages(
+        self, wanted: list[_Relation], limits: Limits, *, full: bool
+    ) -> Iterator[tuple[list[_Relation], _Parts | AgentError]]:
+        """Read one page ahead: the server works on the next one while the consumer takes this one.
+
+        The session belongs to the thread that reads; it is not touched here before that thread has ended.
+        """
+        bounds = [0, *range(_FIRST_PAGE, len(wanted), _PAGE), len(wanted)]
+        pages = [wanted[start:end] for start, end in itertools.pairwise(bounds) if start < end]
+        with ThreadPoolExecutor(1, thread_name_prefix="hfagent-pg-catalogue") as pool:
+            ahead = None
+            for position, page in enumerate(pages):
+                parts = ahead.result() if ahead else self._try_page(page, limits, full=full)
+                more = position + 1 < len(pages) and not isinstance(parts, AgentError)
+                ahead = pool.submit(self._try_page, pages[position + 1], limits, full=full) if more else None
+                yield page, parts
+
+    def _try_page(self, page: list[_Relation], limits: Limits, *, full: bool) -> _Parts | AgentError:
+        """The parts of a page, or the error that is about one of its relations; any other error is raised."""
+        try:
+            return self._read_page(page, limits, full=full)
+        except AgentError as error:
+            if self._session.broken or error.code.split(".")[0] in ("cancelled", "timeout", "net", "capacity"):
+                raise
+            return error
+
+    def _one_by_one(self, page: list[_Relation], error: AgentError, limits: Limits, *, full: bool) -> Iterator[Stream]:
+        """Halve a page until the relation that cannot be described stands alone."""
+        if len(page) == 1:
+            yield self._named(page[0], f"cannot be described: {error}")
+            return
+        half = len(page) // 2
+        for part in (page[:half], page[half:]):
+            parts = self._try_page(part, limits, full=full)
+            if isinstance(parts, AgentError):
+                yield from self._one_by_one(part, parts, limits, full=full)
+            else:
+                yield from (self._stream(relation, parts, full=full) for relation in part)
 
     def _relations(self, namespaces: Sequence[str], limits: Limits) -> list[_Relation]:
         version = self._session.server_version
@@ -160,22 +208,6 @@ class Catalogue:
             for oid, key in self._session.rows(_PARTITION_KEYS, (list(parents),), limits):
                 parents[oid].partition_key = key
         return relations
-
-    def _described(self, page: list[_Relation], limits: Limits, *, full: bool) -> Iterator[Stream]:
-        try:
-            parts = self._read_page(page, limits, full=full)
-        except AgentError as error:
-            if error.retryable or error.code in ("cancelled", "timeout.total") or self._session.broken:
-                raise
-            if len(page) > 1:
-                half = len(page) // 2
-                yield from self._described(page[:half], limits, full=full)
-                yield from self._described(page[half:], limits, full=full)
-            else:
-                yield self._named(page[0], f"cannot be described: {error}")
-            return
-        for relation in page:
-            yield self._stream(relation, parts, full=full)
 
     def _read_page(self, page: list[_Relation], limits: Limits, *, full: bool) -> _Parts:
         session, parts = self._session, _Parts()
@@ -194,15 +226,16 @@ class Catalogue:
         known, numbers, columns = self._columns, parts.numbers, parts.columns
         if len(known) > 50_000:
             known.clear()
-        for oid, number, *rest in rows:
-            if oid not in columns:
-                columns[oid], numbers[oid] = [], {}
-            key = (len(columns[oid]), *rest)
-            entry = known.get(key)
-            if entry is None:
-                entry = known[key] = self._column(*key)
-            columns[oid].append(entry)
-            numbers[oid][number] = rest[0]
+        for oid, group in itertools.groupby(rows, _FIRST):
+            entries = columns[oid] = []
+            names = numbers[oid] = {}
+            for row in group:
+                key = (len(entries), row[2:])
+                entry = known.get(key)
+                if entry is None:
+                    entry = known[key] = self._column(len(entries), *row[2:])
+                entries.append(entry)
+                names[row[1]] = row[2]
         if not full:
             return parts
         key_columns = "i.indnkeyatts" if version >= 110000 else "i.indnatts"
@@ -446,6 +479,7 @@ def _candidates(
     return tuple([_candidate(*item) for item in result[:5]])
 
 
+@functools.lru_cache(maxsize=4096)
 def _candidate(score: float, column: str, reasons: tuple[str, ...]) -> WatermarkCandidate:
     return WatermarkCandidate(column=column, score=score, reasons=reasons)
 

@@ -38,10 +38,7 @@ class AgentPaths:
         """Return options that give another process the same paths, whatever its directory and environment."""
         chosen = {"--data-dir": self._chosen, "--socket": self._socket, "--config": self._config}
         return [
-            word
-            for flag, value in chosen.items()
-            if value
-            for word in (flag, str(Path(value).expanduser().absolute()))
+            word for flag, value in chosen.items() if value for word in (flag, str(Path(value).expanduser().absolute()))
         ]
 
     @property

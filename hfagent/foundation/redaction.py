@@ -43,14 +43,11 @@ def register_secret(value: str) -> None:
     global _pattern
     if len(value) < _MIN_LENGTH or value == MASK:
         return
-    forms = {value, quote(value, safe=""), quote_plus(value), repr(value)[1:-1]}
-    raw = value.encode("utf-8", "surrogatepass")
-    forms |= {base64.b64encode(raw).decode(), base64.urlsafe_b64encode(raw).decode(), raw.hex()}
     with _lock:
-        if forms <= _values:
+        if value in _values:
             return
-        _values.update(form for form in forms if len(form) >= _MIN_LENGTH)
-        _pattern = re.compile("|".join(re.escape(v) for v in sorted(_values, key=len, reverse=True)))
+        _values.add(value)
+        _pattern = None  # made anew by the next text: many secrets may be registered before it
 
 
 def unregister_all() -> None:
@@ -63,14 +60,31 @@ def unregister_all() -> None:
 
 def redact(text: str) -> str:
     """Return `text` with every registered secret and every password-shaped part replaced by the mask."""
-    pattern = _pattern
-    if pattern is not None:
-        text = pattern.sub(MASK, text)
+    if _values:
+        text = (_pattern or _made_pattern()).sub(MASK, text)
     if "@" in text and "://" in text:
         text = _ADDRESS.sub(rf"\g<scheme>\g<user>:{MASK}@", text)
     if "=" in text or ":" in text:
         text = _PAIR.sub(lambda m: m["key"] + (m["value"] if _harmless(m["value"]) else MASK), text)
     return text
+
+
+def _made_pattern() -> re.Pattern[str]:
+    """Build the pattern of all registered values and their quoted, base64 and hexadecimal forms, longest first."""
+    global _pattern
+    with _lock:
+        if _pattern is None:
+            forms = {form for value in _values for form in _forms(value) if len(form) >= _MIN_LENGTH}
+            _pattern = re.compile("|".join(re.escape(form) for form in sorted(forms, key=len, reverse=True)))
+        return _pattern
+
+
+def _forms(value: str) -> set[str]:
+    raw = value.encode("utf-8", "surrogatepass")
+    return {
+        value, quote(raw, safe=""), quote_plus(raw), repr(value)[1:-1], base64.b64encode(raw).decode(),
+        base64.urlsafe_b64encode(raw).decode(), raw.hex(),
+    }  # fmt: skip
 
 
 def _harmless(value: str) -> bool:
