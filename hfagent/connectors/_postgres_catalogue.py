@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from hfagent.connectors._postgres_config import SpecialValues
 from hfagent.connectors._postgres_session import Limits, Session
@@ -33,7 +33,16 @@ from hfagent.connectors._postgres_types import (
     native_name,
 )
 from hfagent.foundation.errors import AgentError
-from hfagent.model.stream import Column, ForeignKey, Index, Stream, WatermarkCandidate, stream_id
+from hfagent.model.stream import (
+    Column,
+    ForeignKey,
+    Index,
+    Stream,
+    WatermarkCandidate,
+    digest_part,
+    schema_digest,
+    stream_id,
+)
 from hfagent.sdk.reading import SchemaRequest
 from hfagent.sdk.sql import matches
 
@@ -73,9 +82,10 @@ WHERE n.nspname = ANY(%s) AND c.relkind IN ('r','p','v','m','f') {not_partition}
 ORDER BY n.nspname, c.relname"""
 
 _COLUMNS = """\
-SELECT a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attnotnull, {generated},
-       pg_catalog.pg_get_expr(f.adbin, f.adrelid), d.description,
-       a.attrelid <> ALL(%s) OR pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'SELECT')
+SELECT a.attrelid, a.attname,
+       pg_catalog.concat_ws(' ', a.attnum, a.atttypid::pg_catalog.int8, a.atttypmod, a.attnotnull,
+         a.attrelid <> ALL(%s) OR pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'SELECT'), {generated}),
+       pg_catalog.pg_get_expr(f.adbin, f.adrelid), d.description
 FROM pg_catalog.pg_attribute a
 LEFT JOIN pg_catalog.pg_attrdef f ON a.atthasdef AND f.adrelid = a.attrelid AND f.adnum = a.attnum
 LEFT JOIN pg_catalog.pg_description d
@@ -119,17 +129,27 @@ class _Relation:
     partition_key: str | None = None
 
 
+_Score = tuple[float, tuple[str, ...]]
+
+
+class _Known(NamedTuple):
+    """One column's definition, made once for all tables that have it at the same place."""
+
+    column: Column
+    number: int
+    readable: bool
+    score: _Score | None
+    warning: str | None
+    digest: str
+
+
 @dataclass(slots=True)
 class _Parts:
     """What a page of relations is described by, by oid."""
 
-    columns: dict[int, list[tuple[Column, bool, _Score | None, str | None]]] = field(default_factory=dict)
-    numbers: dict[int, dict[int, str]] = field(default_factory=dict)
+    columns: dict[int, list[_Known]] = field(default_factory=dict)
     keys: dict[int, list[tuple[Any, ...]]] = field(default_factory=dict)
     targets: dict[int, tuple[str, str, dict[int, str]]] = field(default_factory=dict)
-
-
-_Score = tuple[float, tuple[str, ...]]
 
 
 class Catalogue:
@@ -139,7 +159,7 @@ class Catalogue:
         self._session = session
         self._special = special
         self._user = username
-        self._columns: dict[tuple[Any, ...], tuple[Column, bool, _Score | None, str | None]] = {}
+        self._known: dict[tuple[Any, ...], _Known] = {}
 
     def streams(self, namespaces: Sequence[str], request: SchemaRequest) -> Iterator[Stream]:
         """Yield the streams of these namespaces, by namespace and name."""
@@ -222,20 +242,18 @@ class Catalogue:
             else "''"
         )
         rows = session.rows(_COLUMNS.replace("{generated}", generated), (restricted, oids), limits)
-        load_types(session, {row[3] for row in rows}, limits)
-        known, numbers, columns = self._columns, parts.numbers, parts.columns
+        known = self._known
         if len(known) > 50_000:
             known.clear()
+        if new := {row[2] for row in rows if row[1:] not in known}:
+            load_types(session, {int(facts.split(" ")[1]) for facts in new}, limits)
         for oid, group in itertools.groupby(rows, _FIRST):
-            entries = columns[oid] = []
-            names = numbers[oid] = {}
+            entries = parts.columns[oid] = []
             for row in group:
-                key = (len(entries), row[2:])
-                entry = known.get(key)
+                entry = known.get(row[1:])
                 if entry is None:
-                    entry = known[key] = self._column(len(entries), *row[2:])
+                    entry = known[row[1:]] = self._column(*row[1:])
                 entries.append(entry)
-                names[row[1]] = row[2]
         if not full:
             return parts
         key_columns = "i.indnkeyatts" if version >= 110000 else "i.indnatts"
@@ -255,23 +273,24 @@ class Catalogue:
                 parts.targets.setdefault(oid, (namespace, name, {}))[2][number] = column
         return parts
 
-    def _column(
-        self, position: int, name: str, oid: int, modifier: int, not_null: bool, generated: str, default: str | None,
-        description: str | None, readable: bool,
-    ) -> tuple[Column, bool, _Score | None, str | None]:  # fmt: skip
-        facts = type_facts(self._session, oid)
+    def _column(self, name: str, facts: str, default: str | None, description: str | None) -> _Known:
+        number, oid, modifier, not_null, readable, *rest = facts.split(" ")
+        generated = rest[0] if rest else ""
+        type_ = type_facts(self._session, int(oid))
+        computed = "s" in generated or "v" in generated
         column = Column(
             name=name,
-            type=canonical(facts, modifier, self._special),
-            native_type=native_name(facts, modifier),
-            nullable=not not_null,
-            ordinal=position + 1,
-            generated="s" in generated or "v" in generated,
+            type=canonical(type_, int(modifier), self._special),
+            native_type=native_name(type_, int(modifier)),
+            nullable=not_null == "f",
+            ordinal=int(number),
+            generated=computed,
             description=description,
-            default=None if "s" in generated or "v" in generated else default or _IDENTITY.get(generated[:1]),
+            default=None if computed else default or _IDENTITY.get(generated),
         )
-        warning = f"column {name}: the type {column.native_type} is delivered as text" if is_foreign(facts) else None
-        return column, readable, _score(column, default, is_identity=generated[:1] in _IDENTITY), warning
+        warning = f"column {name}: the type {column.native_type} is delivered as text" if is_foreign(type_) else None
+        score = _score(column, default, is_identity=generated in _IDENTITY)
+        return _Known(column, int(number), readable == "t", score, warning, digest_part(column))
 
     # --- building ---
 
@@ -308,29 +327,30 @@ class Catalogue:
 
     def _stream(self, relation: _Relation, parts: _Parts, *, full: bool) -> Stream:
         entries = parts.columns.get(relation.oid, [])
-        unreadable = (
-            [column.name for column, readable, _, _ in entries if not readable] if not relation.readable else []
-        )
+        unreadable = [] if relation.readable else [entry.column.name for entry in entries if not entry.readable]
         head = self._head(relation, unreadable)
         if relation.usage and unreadable and len(unreadable) < len(entries):
             head["readable"] = "yes"  # some columns are granted: reading those works
-        head["columns"] = tuple([entry[0] for entry in entries])
+        head["columns"] = tuple([entry.column for entry in entries])
         head["unreadable_columns"] = tuple(unreadable)
-        if more := [entry[3] for entry in entries if entry[3]]:
+        if more := [entry.warning for entry in entries if entry.warning]:
             head["warnings"] += tuple(more)
-        leading: set[str] = set()
-        if full:
-            self._add_keys(head, relation, parts, leading)
-        candidates = _candidates(entries, leading, head.get("primary_key", ()))
-        head["watermark_candidates"] = candidates
+        leading = self._add_keys(head, relation, parts, entries) if full else set()
+        primary_key = head.get("primary_key", ())
+        scored = tuple([(e.column.name, *e.score) for e in entries if e.score is not None and e.readable])
+        indexed = frozenset([name for name, _, _ in scored if name in leading])
+        head["watermark_candidates"] = candidates = _candidates(scored, indexed, has_key=bool(primary_key))
         head["capabilities"] = ("full", "incremental") if candidates else ("full",)
-        return Stream(**head).hashed()
+        head["schema_hash"] = schema_digest(head["kind"], [entry.digest for entry in entries], primary_key)
+        return Stream(**head)
 
-    def _add_keys(self, head: dict[str, Any], relation: _Relation, parts: _Parts, leading: set[str]) -> None:
+    def _add_keys(self, head: dict[str, Any], relation: _Relation, parts: _Parts, entries: list[_Known]) -> set[str]:
+        """Fill in keys and indexes; return the columns that lead one."""
+        leading: set[str] = set()
         rows = parts.keys.get(relation.oid)
         if not rows:
-            return
-        names = parts.numbers.get(relation.oid, {})
+            return leading
+        names = {entry.number: entry.column.name for entry in entries}
         unique: list[tuple[str, ...]] = []
         indexes: list[Index] = []
         foreign: list[ForeignKey] = []
@@ -355,6 +375,7 @@ class Catalogue:
             if strict := [columns for columns in unique if not nullable.intersection(columns)]:
                 head["primary_key"], head["primary_key_source"] = min(strict, key=len), "unique_index"
         head["unique_keys"], head["indexes"], head["foreign_keys"] = tuple(unique), tuple(indexes), tuple(foreign)
+        return leading
 
 
 _IDENTITY = {"a": "generated always as identity", "d": "generated by default as identity"}
@@ -462,26 +483,18 @@ def _score(column: Column, default: str | None, *, is_identity: bool) -> _Score 
     return (score, tuple(reasons))
 
 
-def _candidates(
-    entries: Sequence[tuple[Column, bool, _Score | None, str | None]], leading: set[str], primary_key: Sequence[str]
-) -> tuple[WatermarkCandidate, ...]:
-    result = []
-    for column, readable, scored, _ in entries:
-        if scored is None or not readable:
-            continue
-        score, reasons = scored
-        if column.name in leading:
-            score, reasons = score + 0.15, (*reasons, "indexed")
-        if primary_key:
-            score += 0.05
-        result.append((round(min(1.0, score), 2), column.name, reasons))
-    result.sort(key=lambda item: (-item[0], item[1]))
-    return tuple([_candidate(*item) for item in result[:5]])
-
-
 @functools.lru_cache(maxsize=4096)
-def _candidate(score: float, column: str, reasons: tuple[str, ...]) -> WatermarkCandidate:
-    return WatermarkCandidate(column=column, score=score, reasons=reasons)
+def _candidates(
+    scored: tuple[tuple[str, float, tuple[str, ...]], ...], indexed: frozenset[str], *, has_key: bool
+) -> tuple[WatermarkCandidate, ...]:
+    """The five best columns, given which of them lead an index."""
+    found = []
+    for column, score, reasons in scored:
+        bonus = 0.05 if has_key else 0.0
+        if column in indexed:
+            bonus, reasons = bonus + 0.15, (*reasons, "indexed")
+        found.append(WatermarkCandidate(column=column, score=round(min(1.0, score + bonus), 2), reasons=reasons))
+    return tuple(sorted(found, key=lambda candidate: (-candidate.score, candidate.column))[:5])
 
 
 def _quoted(name: str) -> str:

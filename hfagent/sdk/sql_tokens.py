@@ -147,8 +147,12 @@ class _Scanner:
         return False
 
     def _skip_line(self) -> None:
-        while self._at < len(self._sql) and self._sql[self._at] not in "\r\n":
-            self._at += 1
+        line = self._sql.find("\n", self._at)
+        end = len(self._sql) if line < 0 else line
+        if "\r" in self._sql[self._at : end].removesuffix("\r"):
+            # For some servers the comment ends here, for others at the next line feed: what follows is code for one of them.
+            raise TokenError("a carriage return inside a line comment")
+        self._at = end
 
     def _comment(self, start: int) -> Iterator[Token]:
         sql = self._sql
@@ -157,8 +161,9 @@ class _Scanner:
             close = sql.find("*/", at)
             if close < 0:
                 raise TokenError("a comment that does not end")
-            opening = sql.find("/*", at, close) if self._lexis.nested_comments else -1
-            depth, at = (depth + 1, opening + 2) if opening >= 0 else (depth - 1, close + 2)
+            opening = sql.find("/*", at) if self._lexis.nested_comments else -1
+            # By the place where they begin: in `/*/` the opening comes first and takes the asterisk with it.
+            depth, at = (depth + 1, opening + 2) if 0 <= opening < close else (depth - 1, close + 2)
         self._at = at
         inner = sql[start + 2 : at - 2]
         if self._lexis.executable_comments and inner.startswith(("!", "M!")):

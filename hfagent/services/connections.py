@@ -135,7 +135,7 @@ class Connections:
             source.record = record
 
     def mistrust(self, source: Source, error: AgentError) -> None:
-        """After a rejected sign-in with secrets from elsewhere: read them anew at the next use, they may have changed."""
+        """After a rejected sign-in with secrets from elsewhere: read them anew at the next use. From any thread."""
         config = source.record.config
         if error.code.startswith("auth.") and any(is_reference(value) for value in config.values()):
             self._credentials.forget_references()
@@ -193,7 +193,7 @@ class Connections:
 
     def _closed_idle(self, limit: int) -> bool:
         """Make room: close what idles in pools that nobody uses, the longest unused first."""
-        for source in sorted(list(self._sources.values()), key=lambda source: source.used_at):
+        for source in sorted([*self._sources.values()], key=lambda source: source.used_at):
             stats = source.pool.stats()
             if stats["idle"] and not stats["busy"] and not stats["waiting"]:
                 source.pool.invalidate()

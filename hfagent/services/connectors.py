@@ -140,21 +140,13 @@ class Connectors:
         schedule_mode: Literal["incremental", "full"] = "incremental",
         source: Literal["api", "file"] = "api",
         source_file: str | None = None,
-        dry_run: bool = False,
-    ) -> Connector | None:
-        """Create a connector, optionally with a schedule; with `dry_run` only check that it could be (and return None).
-
-        Raises `ConfigError`, `Conflict`, or a vault error.
-        """
+    ) -> Connector:
+        """Create a connector, optionally with a schedule. Raises `ConfigError`, `Conflict`, or a vault error."""
         cls = await self._checked_class(draft.type)
 
-        def work() -> Connector | None:
+        def work() -> Connector:
             self._check_schedule(cls, schedule_cron)
-            merged = self._credentials.merge(cls, draft.config)
-            self._policy().check_config(cls.Config, merged.plain)
-            self._credentials.validate(cls, merged)
-            if dry_run:
-                return None
+            merged = self._prepared(cls, draft)
             with self._store.transaction():
                 record = self._store.connectors.insert(
                     ConnectorRecord(
@@ -172,9 +164,13 @@ class Connectors:
             return self._shown(record)
 
         created = await self._db(work)
-        if created is not None:
-            self._changed(created.id)
+        self._changed(created.id)
         return created
+
+    async def check(self, draft: ConnectorDraft) -> None:
+        """Raise what `create` would raise for what is wrong with the configuration. Changes nothing."""
+        cls = await self._checked_class(draft.type)
+        await self._db(lambda: self._prepared(cls, draft))
 
     async def update(
         self, call: CallContext, connector: str, patch: ConnectorPatch, *, dry_run: bool = False
@@ -416,9 +412,8 @@ class Connectors:
                 return
         try:
             built.test(probe)
-        except (AgentError, ProbeFailed) as exc:
-            if isinstance(exc, AgentError):
-                raise
+        except ProbeFailed:
+            return
         except Exception as exc:
             raise built.map_error(exc) from exc
 
@@ -427,6 +422,12 @@ class Connectors:
             return self._store.checks.add(connector_id, report)
         except NotFound:
             return report  # deleted during its test
+
+    def _prepared(self, cls: ConnectorClass, draft: ConnectorDraft) -> Merged:
+        merged = self._credentials.merge(cls, draft.config)
+        self._policy().check_config(cls.Config, merged.plain)
+        self._credentials.validate(cls, merged)
+        return merged
 
     def _merged(self, cls: ConnectorClass, record: ConnectorRecord, changes: dict[str, Any]) -> Merged:
         return self._credentials.merge(

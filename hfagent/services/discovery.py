@@ -7,17 +7,17 @@ readable while a new discovery runs and when it fails.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, TypeVar
 
 from hfagent.foundation.cancellation import CancelToken
 from hfagent.foundation.clock import Deadline
-from hfagent.foundation.errors import NotFound
+from hfagent.foundation.errors import Cancelled, Conflict, NotFound
 from hfagent.model.stream import Stream, StreamPage
-from hfagent.sdk.connector import Cancellable
 from hfagent.sdk.reading import SchemaRequest
-from hfagent.services.connections import Connections, Source
+from hfagent.services.connections import Borrowing, Connections, Source
 from hfagent.services.connectors import Connectors
 from hfagent.services.context import CallContext
 from hfagent.services.workers import Lane, Workers
@@ -31,6 +31,19 @@ T = TypeVar("T")
 
 _BUDGET_S = 600.0
 _REPORT_EVERY = 500
+
+
+class _Run:
+    """One discovery under way, and who waits for it."""
+
+    def __init__(self, version: int) -> None:
+        self.version = version
+        self.listeners: list[Callable[[int], None]] = []
+        self.task: asyncio.Task[tuple[str, ...]]
+
+    def announce(self, count: int) -> None:
+        for listener in list(self.listeners):
+            listener(count)
 
 
 class Discovery:
@@ -49,8 +62,13 @@ class Discovery:
         self._store = store
         self._workers = workers
         self._lane = store_lane
-        self._running: dict[str, asyncio.Task[tuple[str, ...]]] = {}
-        self._listeners: dict[str, list[Callable[[int], None]]] = {}
+        self._running: dict[str, _Run] = {}
+        connectors.on_change(self._forget)
+
+    @property
+    def running(self) -> int:
+        """Discoveries under way."""
+        return len(self._running)
 
     async def models(
         self,
@@ -121,59 +139,93 @@ class Discovery:
 
     async def _discover(self, call: CallContext, record: ConnectorRecord) -> tuple[str, ...]:
         """Join the running discovery of this connector, or start one. The last one who leaves cancels it."""
-        task = self._running.get(record.id)
-        if task is None:
-            task = asyncio.get_running_loop().create_task(self._run(record))
-            self._running[record.id] = task
-            task.add_done_callback(lambda _: self._running.pop(record.id, None))
-        listeners = self._listeners.setdefault(record.id, [])
+        run = self._running.get(record.id)
+        if run is None or run.version != record.version:
+            run = self._running[record.id] = _Run(record.version)
+            run.task = asyncio.get_running_loop().create_task(self._run(record, run))
+            run.task.add_done_callback(lambda task: self._ended(record.id, run, task))
 
         def report(count: int) -> None:
             call.progress({"kind": "report", "message": f"{count:,} streams", "streams": count})
 
-        listeners.append(report)
+        run.listeners.append(report)
         call.progress({"kind": "begin", "title": f"Discover {record.name}", "cancellable": True})
         try:
-            warnings = await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if len(listeners) == 1 and not task.done():
-                task.cancel()
-            raise
+            await asyncio.wait({run.task})
         finally:
-            listeners.remove(report)
+            run.listeners.remove(report)
+            if not run.listeners and not run.task.done():
+                self._stop(record.id, run)
+        if run.task.cancelled():
+            raise Conflict(
+                f"the connector {record.name!r} was changed while its streams were listed",
+                code="connector.conflict",
+                hint="repeat the request",
+            )
+        warnings = run.task.result()
         call.progress({"kind": "end", "message": "done"})
         return warnings
 
-    async def _run(self, record: ConnectorRecord) -> tuple[str, ...]:
+    def _stop(self, connector_id: str, run: _Run) -> None:
+        if self._running.get(connector_id) is run:  # who comes from now on starts a new one
+            del self._running[connector_id]
+        run.task.cancel()
+
+    def _ended(self, connector_id: str, run: _Run, task: asyncio.Task[tuple[str, ...]]) -> None:
+        if self._running.get(connector_id) is run:
+            del self._running[connector_id]
+        if not task.cancelled():
+            task.exception()  # looked at, also when nobody waits any more
+
+    def _forget(self, connector_id: str) -> None:
+        """The connector changed: what is being read may not be its streams any more."""
+        run = self._running.get(connector_id)
+        if run is not None:
+            self._stop(connector_id, run)
+
+    async def _run(self, record: ConnectorRecord, run: _Run) -> tuple[str, ...]:
         source = await self._connections.source(record)
         cancel = CancelToken()
         deadline = Deadline(_BUDGET_S)
         loop = asyncio.get_running_loop()
+        borrowing = Borrowing()
 
         def announce(count: int) -> None:
-            for listener in self._listeners.get(record.id, ()):
-                listener(count)
+            _post(loop, run.announce, count)
 
-        def work() -> tuple[str, ...]:
-            return self._read(source, cancel, deadline, lambda n: _post(loop, announce, n))
-
-        return await self._workers.run(source.lane, work, cancel=cancel, deadline=deadline, what="discovery")
+        return await self._workers.run(
+            source.lane,
+            lambda: self._read(source, cancel, deadline, borrowing, announce),
+            cancel=cancel,
+            deadline=deadline,
+            abort=borrowing.abort,
+            what="discovery",
+        )
 
     def _read(
-        self, source: Source, cancel: CancelToken, deadline: Deadline, announce: Callable[[int], None]
+        self,
+        source: Source,
+        cancel: CancelToken,
+        deadline: Deadline,
+        borrowing: Borrowing,
+        announce: Callable[[int], None],
     ) -> tuple[str, ...]:
         """Read the whole schema and put it into the store in one go. Blocking."""
         connector = source.connector
         try:
-            with source.pool.acquire(deadline, cancel) as lease:
-                stop = connector.cancel if isinstance(connector, Cancellable) else None
-                with cancel.on_cancel(lambda: stop(lease.connection) if stop else None):
-                    namespaces = connector.namespaces(lease.connection)
-                    request = SchemaRequest(namespaces=namespaces, depth="full", cancel=cancel, deadline=deadline)
-                    streams = _watched(connector.read_schema(lease.connection, request), cancel, announce)
-                    changes = self._store.catalogues.replace(source.record.id, streams, namespaces=namespaces)
+            with self._connections.borrowed(source, cancel, deadline, borrowing) as lease:
+                request = SchemaRequest(depth="full", cancel=cancel, deadline=deadline)
+                namespaces = connector.namespaces(lease.connection, request)
+                request = dataclasses.replace(request, namespaces=namespaces)
+                streams = _watched(connector.read_schema(lease.connection, request), cancel, announce)
+                changes = self._store.catalogues.replace(source.record.id, streams, namespaces=namespaces)
+                if self._store.connectors.get(source.record.id).version != source.record.version:
+                    self._store.catalogues.remove(source.record.id)  # changed in the last moment: not its streams
+                    raise Cancelled()
         except Exception as exc:
-            raise connector.map_error(exc) from exc
+            error = connector.map_error(exc)
+            self._connections.mistrust(source, error)
+            raise error from exc
         _log.info(
             "discovered %s: %d added, %d removed, %d changed",
             source.record.name, len(changes.added), len(changes.removed), len(changes.changed),
@@ -188,13 +240,15 @@ class Discovery:
         return await self._workers.call(self._lane, work)
 
 
-def _watched(streams: Any, cancel: CancelToken, announce: Callable[[int], None]) -> Any:
+def _watched(streams: Iterable[Stream], cancel: CancelToken, announce: Callable[[int], None]) -> Iterator[Stream]:
+    """Pass streams on, hashed, with a look at the cancel token before each and a report now and then."""
     count = 0
     for count, item in enumerate(streams, 1):
+        cancel.raise_if_cancelled()
         if count % _REPORT_EVERY == 0:
-            cancel.raise_if_cancelled()
             announce(count)
         yield item if item.schema_hash else item.hashed()
+    cancel.raise_if_cancelled()  # a reader that just stops when cancelled must not pass for a short catalogue
     announce(count)
 
 
