@@ -11,12 +11,12 @@ frozen values.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -51,7 +51,7 @@ __all__ = ["Catalogue", "load_types", "owned_namespaces", "type_facts"]
 _PAGE = 1000  # relations per page: 20,000 columns or so
 _FIRST_PAGE = 100  # something to show soon
 
-_FIRST = itemgetter(0)
+_FIRST, _TYPE = itemgetter(0), itemgetter(3)
 
 _KINDS = {"r": "table", "p": "table", "v": "view", "m": "materialized_view", "f": "table"}
 
@@ -82,9 +82,8 @@ WHERE n.nspname = ANY(%s) AND c.relkind IN ('r','p','v','m','f') {not_partition}
 ORDER BY n.nspname, c.relname"""
 
 _COLUMNS = """\
-SELECT a.attrelid, a.attname,
-       pg_catalog.concat_ws(' ', a.attnum, a.atttypid::pg_catalog.int8, a.atttypmod, a.attnotnull,
-         a.attrelid <> ALL(%s) OR pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'SELECT'), {generated}),
+SELECT a.attrelid, a.attnum, a.attname, a.atttypid, a.atttypmod, a.attnotnull,
+       a.attrelid <> ALL(%s) OR pg_catalog.has_column_privilege(a.attrelid, a.attnum, 'SELECT'), {generated},
        pg_catalog.pg_get_expr(f.adbin, f.adrelid), d.description
 FROM pg_catalog.pg_attribute a
 LEFT JOIN pg_catalog.pg_attrdef f ON a.atthasdef AND f.adrelid = a.attrelid AND f.adnum = a.attnum
@@ -132,11 +131,16 @@ class _Relation:
 _Score = tuple[float, tuple[str, ...]]
 
 
+_Target = tuple[str, str, dict[int, str]]
+_NOWHERE: _Target = ("", "", {})
+
+
 class _Known(NamedTuple):
     """One column's definition, made once for all tables that have it at the same place."""
 
     column: Column
     number: int
+    name: str
     readable: bool
     score: _Score | None
     warning: str | None
@@ -149,7 +153,6 @@ class _Parts:
 
     columns: dict[int, list[_Known]] = field(default_factory=dict)
     keys: dict[int, list[tuple[Any, ...]]] = field(default_factory=dict)
-    targets: dict[int, tuple[str, str, dict[int, str]]] = field(default_factory=dict)
 
 
 class Catalogue:
@@ -160,6 +163,7 @@ class Catalogue:
         self._special = special
         self._user = username
         self._known: dict[tuple[Any, ...], _Known] = {}
+        self._targets: dict[int, _Target] = {}  # what foreign keys point to
 
     def streams(self, namespaces: Sequence[str], request: SchemaRequest) -> Iterator[Stream]:
         """Yield the streams of these namespaces, by namespace and name."""
@@ -172,38 +176,32 @@ class Catalogue:
         if request.depth == "names":
             yield from (self._named(relation) for relation in wanted)
             return
-        full = request.depth == "full"
-        for page, parts in self._pages(wanted, limits, full=full):
-            if isinstance(parts, AgentError):
-                yield from self._one_by_one(page, parts, limits, full=full)
-            else:
-                yield from (self._stream(relation, parts, full=full) for relation in page)
+        with self._session.working(limits):
+            yield from self._described(wanted, limits, full=request.depth == "full")
 
-    def _pages(
-        self, wanted: list[_Relation], limits: Limits, *, full: bool
-    ) -> Iterator[tuple[list[_Relation], _Parts | AgentError]]:
-        """Read one page ahead: the server works on the next one while the consumer takes this one.
-
-        The session belongs to the thread that reads; it is not touched here before that thread has ended.
-        """
+    def _described(self, wanted: list[_Relation], limits: Limits, *, full: bool) -> Iterator[Stream]:
+        """The server already collects the next page while this one is put together and consumed."""
         bounds = [0, *range(_FIRST_PAGE, len(wanted), _PAGE), len(wanted)]
         pages = [wanted[start:end] for start, end in itertools.pairwise(bounds) if start < end]
-        with ThreadPoolExecutor(1, thread_name_prefix="hfagent-pg-catalogue") as pool:
-            ahead = None
-            for position, page in enumerate(pages):
-                parts = ahead.result() if ahead else self._try_page(page, limits, full=full)
-                more = position + 1 < len(pages) and not isinstance(parts, AgentError)
-                ahead = pool.submit(self._try_page, pages[position + 1], limits, full=full) if more else None
-                yield page, parts
-
-    def _try_page(self, page: list[_Relation], limits: Limits, *, full: bool) -> _Parts | AgentError:
-        """The parts of a page, or the error that is about one of its relations; any other error is raised."""
+        asked: list[_Relation] | None = None
         try:
-            return self._read_page(page, limits, full=full)
-        except AgentError as error:
-            if self._session.broken or error.code.split(".")[0] in ("cancelled", "timeout", "net", "capacity"):
-                raise
-            return error
+            for page, following in itertools.zip_longest(pages, pages[1:]):
+                if asked is not page:
+                    self._ask(page, full=full)
+                asked = None
+                parts = self._answer(limits)
+                if isinstance(parts, AgentError):
+                    yield from self._one_by_one(page, parts, limits, full=full)
+                    continue
+                if following:
+                    self._ask(following, full=full)
+                    asked = following
+                yield from (self._stream(relation, parts, full=full) for relation in page)
+        finally:
+            if asked is not None and not self._session.broken:  # nobody wants the rest
+                self._session.cancel()
+                with contextlib.suppress(AgentError):
+                    self._session.receive(Limits.of(5))
 
     def _one_by_one(self, page: list[_Relation], error: AgentError, limits: Limits, *, full: bool) -> Iterator[Stream]:
         """Halve a page until the relation that cannot be described stands alone."""
@@ -212,7 +210,8 @@ class Catalogue:
             return
         half = len(page) // 2
         for part in (page[:half], page[half:]):
-            parts = self._try_page(part, limits, full=full)
+            self._ask(part, full=full)
+            parts = self._answer(limits)
             if isinstance(parts, AgentError):
                 yield from self._one_by_one(part, parts, limits, full=full)
             else:
@@ -229,24 +228,38 @@ class Catalogue:
                 parents[oid].partition_key = key
         return relations
 
-    def _read_page(self, page: list[_Relation], limits: Limits, *, full: bool) -> _Parts:
-        session, parts = self._session, _Parts()
+    def _ask(self, page: list[_Relation], *, full: bool) -> None:
+        """Send the queries for a page."""
+        session, version = self._session, self._session.server_version
         oids = [relation.oid for relation in page]
         restricted = [relation.oid for relation in page if relation.usage and not relation.readable]
-        version = session.server_version
-        generated = (
-            "a.attidentity::text || a.attgenerated::text"
-            if version >= 120000
-            else "a.attidentity::text"
-            if version >= 100000
-            else "''"
-        )
-        rows = session.rows(_COLUMNS.replace("{generated}", generated), (restricted, oids), limits)
+        identity = "a.attidentity" if version >= 100000 else "''"
+        generated = f"{identity}, {'a.attgenerated' if version >= 120000 else chr(39) * 2}"
+        queries = [session.bound(_COLUMNS.replace("{generated}", generated), (restricted, oids))]
+        if full:
+            key_columns = "i.indnkeyatts" if version >= 110000 else "i.indnatts"
+            queries.append(session.bound(_KEYS.replace("{key_columns}", key_columns), (oids, oids)))
+        session.send(queries)
+
+    def _answer(self, limits: Limits) -> _Parts | AgentError:
+        """What was asked for, or the error that is about one of the relations; any other error is raised."""
+        try:
+            columns, *keys = self._session.receive(limits)
+            parts = _Parts()
+            self._add_columns(parts, self._session.loaded(columns), limits)
+            if keys:
+                self._add_keys(parts, self._session.loaded(keys[0]), limits)
+            return parts
+        except AgentError as error:
+            if self._session.broken or error.code.split(".")[0] in ("cancelled", "timeout", "net", "capacity"):
+                raise
+            return error
+
+    def _add_columns(self, parts: _Parts, rows: list[tuple[Any, ...]], limits: Limits) -> None:
         known = self._known
         if len(known) > 50_000:
             known.clear()
-        if new := {row[2] for row in rows if row[1:] not in known}:
-            load_types(session, {int(facts.split(" ")[1]) for facts in new}, limits)
+        load_types(self._session, set(map(_TYPE, rows)), limits)
         for oid, group in itertools.groupby(rows, _FIRST):
             entries = parts.columns[oid] = []
             for row in group:
@@ -254,58 +267,58 @@ class Catalogue:
                 if entry is None:
                     entry = known[row[1:]] = self._column(*row[1:])
                 entries.append(entry)
-        if not full:
-            return parts
-        key_columns = "i.indnkeyatts" if version >= 110000 else "i.indnatts"
+
+    def _add_keys(self, parts: _Parts, rows: list[tuple[Any, ...]], limits: Limits) -> None:
         found: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
-        targets: set[int] = set()
-        target_numbers: set[int] = set()
-        for row in session.rows(_KEYS.replace("{key_columns}", key_columns), (oids, oids), limits):
+        wanted: dict[int, set[int]] = {}
+        for row in rows:
             found[row[1]].append(row)
             if row[0] == "f":
-                targets.add(row[7])
-                target_numbers.update(map(int, row[8].split()))
+                wanted.setdefault(row[7], set()).update(map(int, row[8].split()))
         parts.keys = found
-        if targets:
-            for oid, namespace, name, number, column in session.rows(
-                _TARGETS, (list(targets), list(target_numbers)), limits
+        missing = {
+            oid: numbers for oid, numbers in wanted.items() if not numbers <= self._targets.get(oid, _NOWHERE)[2].keys()
+        }
+        if missing:
+            numbers = set().union(*missing.values())
+            for oid, namespace, name, number, column in self._session.rows(
+                _TARGETS, (list(missing), list(numbers)), limits
             ):
-                parts.targets.setdefault(oid, (namespace, name, {}))[2][number] = column
-        return parts
+                self._targets.setdefault(oid, (namespace, name, {}))[2][number] = column
 
-    def _column(self, name: str, facts: str, default: str | None, description: str | None) -> _Known:
-        number, oid, modifier, not_null, readable, *rest = facts.split(" ")
-        generated = rest[0] if rest else ""
-        type_ = type_facts(self._session, int(oid))
-        computed = "s" in generated or "v" in generated
+    def _column(
+        self, number: int, name: str, oid: int, modifier: int, not_null: bool, readable: bool, identity: str,
+        computed: str, default: str | None, description: str | None,
+    ) -> _Known:  # fmt: skip
+        type_ = type_facts(self._session, oid)
         column = Column(
             name=name,
-            type=canonical(type_, int(modifier), self._special),
-            native_type=native_name(type_, int(modifier)),
-            nullable=not_null == "f",
-            ordinal=int(number),
-            generated=computed,
+            type=canonical(type_, modifier, self._special),
+            native_type=native_name(type_, modifier),
+            nullable=not not_null,
+            ordinal=number,
+            generated=bool(computed),
             description=description,
-            default=None if computed else default or _IDENTITY.get(generated),
+            default=None if computed else default or _IDENTITY.get(identity),
         )
         warning = f"column {name}: the type {column.native_type} is delivered as text" if is_foreign(type_) else None
-        score = _score(column, default, is_identity=generated in _IDENTITY)
-        return _Known(column, int(number), readable == "t", score, warning, digest_part(column))
+        score = _score(column, default, is_identity=bool(identity))
+        return _Known(column, number, name, readable, score, warning, digest_part(column))
 
     # --- building ---
 
     def _named(self, relation: _Relation, warning: str | None = None) -> Stream:
         return Stream(**self._head(relation, [], warning), capabilities=("full",)).hashed()
 
-    def _head(self, relation: _Relation, unreadable: list[str], warning: str | None = None) -> dict[str, Any]:
+    def _head(self, relation: _Relation, unreadable: Sequence[str], warning: str | None = None) -> dict[str, Any]:
         warnings = [warning] if warning else []
-        qualified = f"{_quoted(relation.namespace)}.{_quoted(relation.name)}"
         if not relation.usage:
             warnings.append(
                 f"not readable: GRANT USAGE ON SCHEMA {_quoted(relation.namespace)} TO {_quoted(self._user)};"
             )
         elif not relation.readable:
             what = f"the columns {', '.join(unreadable)}" if unreadable else "it"
+            qualified = f"{_quoted(relation.namespace)}.{_quoted(relation.name)}"
             warnings.append(f"the account cannot read {what}: GRANT SELECT ON {qualified} TO {_quoted(self._user)};")
         if relation.row_security:
             warnings.append("row security may hide rows from this account")
@@ -326,38 +339,41 @@ class Catalogue:
         }
 
     def _stream(self, relation: _Relation, parts: _Parts, *, full: bool) -> Stream:
-        entries = parts.columns.get(relation.oid, [])
-        unreadable = [] if relation.readable else [entry.column.name for entry in entries if not entry.readable]
+        entries = parts.columns.get(relation.oid)
+        # One call turns 20 columns on their side; a loop for each of the six would cost more than the query.
+        columns, numbers, names, readable, scores, warnings, digests = (
+            zip(*entries, strict=True) if entries else ((),) * 7
+        )
+        unreadable = () if relation.readable else tuple([n for n, can in zip(names, readable, strict=True) if not can])
         head = self._head(relation, unreadable)
-        if relation.usage and unreadable and len(unreadable) < len(entries):
+        if relation.usage and unreadable and len(unreadable) < len(names):
             head["readable"] = "yes"  # some columns are granted: reading those works
-        head["columns"] = tuple([entry.column for entry in entries])
-        head["unreadable_columns"] = tuple(unreadable)
-        if more := [entry.warning for entry in entries if entry.warning]:
-            head["warnings"] += tuple(more)
-        leading = self._add_keys(head, relation, parts, entries) if full else set()
+        head["columns"] = columns
+        head["unreadable_columns"] = unreadable
+        if any(warnings):
+            head["warnings"] += tuple(filter(None, warnings))
+        leading = self._fill_keys(head, relation, parts, dict(zip(numbers, names, strict=True))) if full else set()
         primary_key = head.get("primary_key", ())
-        scored = tuple([(e.column.name, *e.score) for e in entries if e.score is not None and e.readable])
+        scored = tuple([(n, *s) for n, s, can in zip(names, scores, readable, strict=True) if s is not None and can])
         indexed = frozenset([name for name, _, _ in scored if name in leading])
         head["watermark_candidates"] = candidates = _candidates(scored, indexed, has_key=bool(primary_key))
         head["capabilities"] = ("full", "incremental") if candidates else ("full",)
-        head["schema_hash"] = schema_digest(head["kind"], [entry.digest for entry in entries], primary_key)
+        head["schema_hash"] = schema_digest(head["kind"], digests, primary_key)
         return Stream(**head)
 
-    def _add_keys(self, head: dict[str, Any], relation: _Relation, parts: _Parts, entries: list[_Known]) -> set[str]:
+    def _fill_keys(self, head: dict[str, Any], relation: _Relation, parts: _Parts, names: dict[int, str]) -> set[str]:
         """Fill in keys and indexes; return the columns that lead one."""
         leading: set[str] = set()
         rows = parts.keys.get(relation.oid)
         if not rows:
             return leading
-        names = {entry.number: entry.column.name for entry in entries}
         unique: list[tuple[str, ...]] = []
         indexes: list[Index] = []
         foreign: list[ForeignKey] = []
         for shape, _, name, numbers, is_primary, is_unique, count, target, target_numbers in rows:
             if shape == "f":
-                if target in parts.targets and (
-                    key := _foreign_key(name, numbers, names, parts.targets[target], target_numbers)
+                if target in self._targets and (
+                    key := _foreign_key(name, numbers, names, self._targets[target], target_numbers)
                 ):
                     foreign.append(key)
                 continue

@@ -124,6 +124,11 @@ class Session:
 
         With `last_is_described` the last one is not run: its result describes its columns.
         """
+        self.send(statements, last_is_described=last_is_described)
+        return self.receive(limits)
+
+    def send(self, statements: Sequence[bytes], *, last_is_described: bool = False) -> None:
+        """The first half of `ask`: between the halves the server works, and so can we."""
         pgconn = self.pgconn
         try:
             pgconn.enter_pipeline_mode()
@@ -134,9 +139,13 @@ class Session:
                 else:
                     pgconn.send_query_params(statement, None)
             pgconn.pipeline_sync()
+            pgconn.flush()
         except BaseException as exc:
             self.abandon()
             raise self.error_of(exc) from exc
+
+    def receive(self, limits: Limits) -> list[PGresult]:
+        """The second half of `ask`: the results of what was sent. The session is free again, or broken."""
         try:
             results, failed = self._answers(limits)
         except AgentError:  # the limits were reached: the server gets a moment to stop in an orderly way
@@ -150,7 +159,10 @@ class Session:
             self.abandon()
             raise self.error_of(exc) from exc
         if failed is not None:
-            raise self.result_error(failed)
+            error = self.result_error(failed)
+            if error.code == "timeout.statement":
+                limits.check()  # it was we who stopped it
+            raise error
         return results
 
     def _answers(self, limits: Limits) -> tuple[list[PGresult], PGresult | None]:
@@ -175,10 +187,14 @@ class Session:
 
     def rows(self, statement: str, parameters: Sequence[Any] | None, limits: Limits) -> list[tuple[Any, ...]]:
         """Run a statement of our own, with bound values, and return all its rows. For catalogue queries."""
-        from psycopg.adapt import Transformer
-
         with self.working(limits):
             (result,) = self.ask([self.bound(statement, parameters)], limits)
+        return self.loaded(result)
+
+    def loaded(self, result: PGresult) -> list[tuple[Any, ...]]:
+        """The rows of a result as Python values."""
+        from psycopg.adapt import Transformer
+
         transformer = Transformer(self.connection)
         transformer.set_pgresult(result)
         return transformer.load_rows(0, result.ntuples, tuple)

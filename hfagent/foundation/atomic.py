@@ -57,7 +57,9 @@ def make_private_directory(path: Path) -> None:
 
     Raises `PermissionError` naming the remedy when the directory belongs to another user or is open to others.
     """
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for directory in (*reversed(path.parents), path):  # `Path.mkdir(parents=True)` gives the mode to the last one only
+        if not directory.is_dir():
+            directory.mkdir(mode=0o700, exist_ok=True)
     status = path.stat()
     if status.st_uid != os.geteuid():
         raise PermissionError(

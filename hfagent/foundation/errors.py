@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from hfagent.foundation.redaction import redact
+from hfagent.foundation.redaction import redact, redact_tree
 
 __all__ = [
     "CODES",
@@ -286,8 +286,10 @@ class AgentError(Exception):
         self.stage = stage
         self.retryable = entry.retryable if retryable is None else retryable
         self.retry_after = retry_after
-        self.native = {k: _short(redact(v)) if isinstance(v, str) else v for k, v in native.items()} if native else None
-        self.data = data
+        self.native = (
+            {k: _short(v) if isinstance(v, str) else v for k, v in redact_tree(native).items()} if native else None
+        )
+        self.data = redact_tree(data) if data else None
         super().__init__(self.message)
 
     def to_data(self) -> dict[str, Any]:
@@ -297,9 +299,7 @@ class AgentError(Exception):
             value = getattr(self, name)
             if value is not None:
                 data[name] = value
-        if self.data:
-            data.update(self.data)
-        return data
+        return {**(self.data or {}), **data}
 
     @classmethod
     def from_data(cls, data: dict[str, Any]) -> AgentError:
@@ -313,10 +313,14 @@ class AgentError(Exception):
             retryable=data.get("retryable"),
             retry_after=data.get("retry_after"),
             native=data.get("native"),
+            data={key: value for key, value in data.items() if key not in _WIRE_KEYS} or None,
         )
 
     def __str__(self) -> str:
         return self.message
+
+
+_WIRE_KEYS: Final = frozenset({"code", "message", "hint", "stage", "retryable", "retry_after", "native"})
 
 
 class UserError(AgentError):

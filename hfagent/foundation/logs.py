@@ -13,6 +13,7 @@ import os
 import sys
 import time
 import traceback
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Final
 
@@ -54,13 +55,9 @@ def set_up(
     handler: logging.Handler
     if file is not None:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        previous = os.umask(0o077)
-        try:
-            handler = logging.handlers.RotatingFileHandler(
-                file, maxBytes=max_bytes, backupCount=1, encoding="utf-8", delay=False
-            )
-        finally:
-            os.umask(previous)
+        handler = _PrivateFileHandler(
+            file, maxBytes=max_bytes, backupCount=1, encoding="utf-8", errors="backslashreplace"
+        )
     else:
         handler = logging.StreamHandler(stream or sys.stderr)  # type: ignore[arg-type]
     handler.setFormatter(_formatter(_chosen(format, file)))
@@ -76,6 +73,19 @@ def set_up(
     sys.excepthook = _log_uncaught
     logging.captureWarnings(True)
     logging.raiseExceptions = False  # a failing handler must not print the record's arguments to stderr
+
+
+class _PrivateFileHandler(logging.handlers.RotatingFileHandler):
+    """Every file it opens, also the one after a rotation, is for the agent's user only."""
+
+    def _open(self) -> TextIOWrapper:
+        return open(self.baseFilename, "a", encoding=self.encoding, errors=self.errors, opener=_open_private)  # noqa: PTH123
+
+
+def _open_private(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    os.fchmod(descriptor, 0o600)  # it may exist from a version that was less careful
+    return descriptor
 
 
 def _chosen(format: str, file: Path | None) -> str:
@@ -97,11 +107,11 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
+            **_fields(record),
             "at": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **_fields(record),
         }
         if record.exc_text:
             line["trace"] = record.exc_text
@@ -111,10 +121,11 @@ class _JsonFormatter(logging.Formatter):
 class _TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         at = time.strftime("%H:%M:%S", time.localtime(record.created))
-        extra = " ".join(f"{key}={value}" for key, value in _fields(record).items())
+        extra = _one_line(" ".join(f"{key}={value}" for key, value in _fields(record).items()))
         text = f"{at} {record.levelname:<7} {record.name.removeprefix('hfagent.')}: {_one_line(record.getMessage())}"
         text += f"  [{extra}]" if extra else ""
-        return f"{text}\n{record.exc_text}" if record.exc_text else text
+        trace = [_one_line(line) for line in record.exc_text.split("\n")] if record.exc_text else []
+        return "\n".join([text, *trace])
 
 
 class _JournalFormatter(logging.Formatter):
@@ -123,11 +134,11 @@ class _JournalFormatter(logging.Formatter):
         extra = " ".join(f"{key}={value}" for key, value in _fields(record).items())
         text = f"{record.name.removeprefix('hfagent.')}: {record.getMessage()}" + (f" [{extra}]" if extra else "")
         lines = [text, *(record.exc_text.split("\n") if record.exc_text else [])]
-        return "\n".join(prefix + line for line in lines)
+        return "\n".join(prefix + _one_line(line) for line in lines)
 
 
 def _one_line(text: str) -> str:
-    """Control characters (a server's error text may carry escape sequences) are shown, not sent to the terminal."""
+    """Control characters are shown, not sent on: a server's text may carry escape sequences, or forge a line."""
     return "".join(c if c.isprintable() or c == " " else repr(c)[1:-1] for c in text)
 
 

@@ -74,9 +74,7 @@ class ConnectorDraft(Value):
     @field_validator("name")
     @classmethod
     def _trimmed(cls, value: str) -> str:
-        if value != value.strip() or any(ord(c) < 32 for c in value):
-            raise ValueError("a name must not start or end with a blank or contain control characters")
-        return value
+        return _checked_name(value)
 
 
 class ConnectorPatch(Value):
@@ -93,6 +91,17 @@ class ConnectorPatch(Value):
     schedule_cron: str | None = None
     schedule_mode: Literal["incremental", "full"] | None = None
     if_version: int | None = Field(None, description="Refuse when the connector's version is another one.")
+
+    @field_validator("name")
+    @classmethod
+    def _trimmed(cls, value: str | None) -> str | None:
+        return None if value is None else _checked_name(value)
+
+
+def _checked_name(value: str) -> str:
+    if value != value.strip() or any(ord(c) < 32 or ord(c) == 127 for c in value):
+        raise ValueError("a name must not start or end with a blank or contain control characters")
+    return value
 
 
 class PoolStats(Value):

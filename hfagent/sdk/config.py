@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from functools import lru_cache
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticUndefined
@@ -80,6 +80,15 @@ class ConnectorConfig(BaseModel):
     """A configuration that validates; shown in the documentation and used by the conformance suite."""
 
     @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """A field is a `Secret` if and only if it is declared `secret=True`: no credential can lack its mask or its vault."""
+        for name, spec in cls.model_fields.items():
+            extra = spec.json_schema_extra
+            declared = isinstance(extra, dict) and bool(extra.get("x-secret"))
+            if declared != (Secret in _parts(spec.annotation)):
+                raise TypeError(f"{cls.__name__}.{name}: the type Secret and secret=True go together")
+
+    @classmethod
     def parse(cls, raw: dict[str, Any]) -> Self:
         """Validate `raw`. Raises `ConfigError` with code `config.unknown_field`, `.missing_field` or `.invalid`."""
         try:
@@ -140,7 +149,8 @@ class ConnectorConfig(BaseModel):
         more = exc.error_count() - 1
         tail = f" (and {more} more problem{'s' if more > 1 else ''})" if more else ""
         if first["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(name, list(cls.model_fields), n=3, cutoff=0.5)
+            aliases = [alias for spec in cls.properties().values() for alias in spec.get("x-aliases", ())]
+            near = difflib.get_close_matches(name, [*cls.model_fields, *aliases], n=3, cutoff=0.5)
             hint = (
                 f"did you mean {' or '.join(map(repr, near))}?"
                 if near
@@ -158,7 +168,17 @@ class ConnectorConfig(BaseModel):
         message = first["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
         if not first["loc"]:
             return ConfigError(message + tail)
+        if name in cls.secret_fields():  # "password: expected…" reads like a password to the redactor
+            return ConfigError(
+                f"the value of {name!r} is not valid: {message}{tail}", field=name, hint=description or None
+            )
         return ConfigError(f"{name}: {message}{tail}", field=name, hint=description or None)
+
+
+def _parts(annotation: Any) -> set[Any]:
+    """The types an annotation is made of: `Secret | None` → {Secret, None}."""
+    parts = get_args(annotation)
+    return {annotation}.union(*(_parts(part) for part in parts)) if parts else {annotation}
 
 
 def _flat(spec: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,9 @@
         connection = self.connect(probe.deadline)
         stage.details["method"] = "scram-sha-256"
 
-An `AgentError` inside a block fails that stage, marks the remaining ones as skipped and ends the test (`ProbeFailed`).
+An `AgentError` inside a block fails that stage, marks the remaining ones as skipped and ends the test (`ProbeFailed`). A
+stage that would begin after the deadline fails with `timeout.total`. Cancelling is no finding: it ends the test as `Cancelled`
+and leaves no failed stage behind. What goes into the report is redacted.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from typing import Any, Literal
 
 from hfagent.foundation.cancellation import CancelToken
 from hfagent.foundation.clock import Deadline
-from hfagent.foundation.errors import AgentError
+from hfagent.foundation.errors import CODES, AgentError, Cancelled, SourceError
+from hfagent.foundation.redaction import redact, redact_tree
 from hfagent.model.report import STAGES, CheckReport, ErrorInfo, StageResult
 
 __all__ = ["Mode", "Probe", "ProbeFailed", "Stage"]
@@ -43,8 +46,12 @@ class Stage:
         self.warnings: list[str] = []
 
     def warn(self, code: str, message: str, hint: str | None = None) -> None:
-        """Give the stage status `warning`. The first warning sets code and hint; all are listed in the report."""
-        self.warnings.append(message)
+        """Give the stage status `warning`. The first warning sets code and hint; all are listed in the report.
+
+        Raises `KeyError` for a code that is not in `CODES`: clients match on it.
+        """
+        CODES[code]  # noqa: B018
+        self.warnings.append(redact(message))
         if self._warning is None:
             self._warning = (code, message, hint)
 
@@ -80,22 +87,32 @@ class Probe:
 
     @contextmanager
     def stage(self, name: str, *, map_error: Callable[[BaseException], AgentError] | None = None) -> Iterator[Stage]:
-        """Run one stage. Errors go through `map_error` (a connector's) when they are not `AgentError` yet."""
+        """Run one stage. Errors go through `map_error` (a connector's) when they are not `AgentError` yet.
+
+        Raises `ProbeFailed`, `Cancelled`, and `ValueError` for a stage that is not in `STAGES`.
+        """
+        STAGES.index(name)
         if self.error is not None:
             raise ProbeFailed
         self.cancel.raise_if_cancelled()
+        if self.deadline.expired():
+            self.fail(name, self._out_of_time(), ms=0)
+            raise ProbeFailed
         stage = Stage(name)
         started = time.perf_counter()
         try:
             yield stage
-        except ProbeFailed:
+        except (ProbeFailed, Cancelled):
             raise
         except Exception as exc:
+            if self.cancel.cancelled:  # a driver's way to say so
+                raise Cancelled() from exc
             error = exc if isinstance(exc, AgentError) else None
             if error is None:
                 if map_error is None:
                     raise
                 error = map_error(exc)
+            self._warnings += stage.warnings
             self.fail(name, error, ms=_ms(started), details=stage.details)
             raise ProbeFailed from exc
         self._finish(stage, _ms(started))
@@ -158,7 +175,17 @@ class Probe:
             result = StageResult(stage=stage.name, status="passed", ms=ms, message=stage.message, details=stage.details)
         self._record(result)
 
+    def _out_of_time(self) -> AgentError:
+        return SourceError(
+            f"the test ran into its time limit of {self.deadline.seconds or 0:g} s",
+            code="timeout.total",
+            hint="see which stage took long; a quick test looks at less",
+        )
+
     def _record(self, result: StageResult) -> None:
+        texts = {"message": result.message, "hint": result.hint}
+        shown = {name: redact(text) for name, text in texts.items() if text}
+        result = result.model_copy(update={"details": redact_tree(result.details), **shown})
         self._results[result.stage] = result
         if self._on_stage is not None:
             self._on_stage(result)

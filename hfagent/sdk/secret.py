@@ -64,6 +64,12 @@ class Secret:
     def __format__(self, spec: str) -> str:
         return format(MASK, spec)
 
+    def __copy__(self) -> Secret:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Secret:
+        return self  # immutable; a configuration can be copied, the value is not multiplied in memory
+
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Secret cannot be pickled")
 

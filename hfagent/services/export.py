@@ -6,13 +6,15 @@ nothing behind.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from hfagent.foundation.atomic import sync_directory
 from hfagent.foundation.cancellation import CancelToken
@@ -28,6 +30,8 @@ Format = Literal["csv", "parquet", "jsonl"]
 
 _ENDINGS: dict[str, Format] = {".csv": "csv", ".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 _REPORT_EVERY_S = 0.25
+_UNCUT = 1 << 62
+"""A file takes values of any length."""
 
 
 def format_of(path: Path, explicit: Format | None) -> Format:
@@ -50,57 +54,128 @@ def write_result(
     format: Format,
     *,
     overwrite: bool = False,
+    max_rows: int | None = None,
     cancel: CancelToken | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[int, int]:
-    """Drain `reader` into `path`; return `(rows, bytes)`. `progress(rows, bytes)` is called a few times a second.
+) -> tuple[int, int, bool]:
+    """Drain `reader` into `path`, `max_rows` rows at most.
 
-    Raises `UserError` when the target exists and `overwrite` is false or its directory is missing, `AgentError`
+    Returns rows, bytes and whether rows were left out. `progress(rows, bytes)` is called a few times a second. Raises
+    `UserError` when the target exists and `overwrite` is false or its directory is unsuitable, `AgentError`
     (`agent.disk_full`) when the disk is full.
     """
-    if path.exists() and not overwrite:
-        raise UserError(
-            f"{path} exists already", code="config.invalid", hint="choose another name, or allow overwriting"
-        )
-    if not path.parent.is_dir():
-        raise UserError(f"the directory {path.parent} does not exist", code="config.invalid", hint="create it first")
-    try:
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    except PermissionError as exc:
-        raise UserError(
-            f"the agent may not write to {path.parent}", code="config.policy_denied", hint="choose another directory"
-        ) from exc
-    rows = 0
+    with _writing_to(path):
+        if not path.parent.is_dir():
+            raise UserError(
+                f"the directory {path.parent} does not exist", code="config.invalid", hint="create it first"
+            )
+        if os.path.lexists(path) and not overwrite:
+            raise _exists(path)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=".hfagent-export-", suffix=".part")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            sink = _SINKS[format](file, reader.schema, [c.name for c in reader.columns])
-            reported = 0.0
-            for batch in reader:
-                if cancel is not None:
-                    cancel.raise_if_cancelled()
-                sink.write(batch)
-                rows += batch.num_rows
-                now = time.monotonic()
-                if progress is not None and now - reported >= _REPORT_EVERY_S:
-                    reported = now
-                    progress(rows, file.tell())
-            sink.finish()
-            file.flush()
-            os.fsync(file.fileno())
-            size = file.tell()
-        os.replace(temporary, path)  # noqa: PTH105  same directory: one atomic step
+            rows, truncated = _drain(reader, file, format, path, max_rows=max_rows, cancel=cancel, progress=progress)
+            with _writing_to(path):
+                file.flush()
+                os.fsync(file.fileno())
+                size = file.tell()
+        with _writing_to(path):
+            _give_name(temporary, path, overwrite=overwrite)
+            sync_directory(path.parent)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return rows, size, truncated
+
+
+def _drain(
+    reader: BatchReader,
+    file: BinaryIO,
+    format: Format,
+    path: Path,
+    *,
+    max_rows: int | None,
+    cancel: CancelToken | None,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[int, bool]:
+    rows, reported = 0, 0.0
+    names = _unique([column.name for column in reader.columns]) if format != "csv" else [c.name for c in reader.columns]
+    with _writing_to(path):
+        sink = _SINKS[format](file, reader.schema, names)
+    for batch in reader:
+        if cancel is not None:
+            cancel.raise_if_cancelled()
+        over = 0 if max_rows is None else max(0, rows + batch.num_rows - max_rows)
+        with _writing_to(path):
+            sink.write(batch.slice(0, batch.num_rows - over))
+        rows += batch.num_rows - over
+        now = time.monotonic()
+        if progress is not None and now - reported >= _REPORT_EVERY_S:
+            reported = now
+            progress(rows, file.tell())
+        if over:
+            break
+    else:
+        over = 0
+    if cancel is not None:
+        cancel.raise_if_cancelled()  # a reader that just stops when cancelled must not pass for a whole result
+    with _writing_to(path):
+        sink.finish()
+    return rows, bool(over)
+
+
+@contextmanager
+def _writing_to(path: Path) -> Iterator[None]:
+    """What goes wrong with the file is told as such: it must never be taken for a failure of the source."""
+    try:
+        yield
     except OSError as exc:
-        Path(temporary).unlink(missing_ok=True)
-        if exc.errno == 28:
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
             raise AgentError(
-                f"the disk of {path.parent} is full", code="agent.disk_full", hint="free some space"
-            ) from exc
-        raise
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
-    return rows, size
+                f"the disk of {path.parent} is full; nothing was kept of the export", code="agent.disk_full",
+                hint="free some space, or choose another directory",
+            ) from exc  # fmt: skip
+        if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UserError(
+                f"the agent may not write to {path.parent}: {exc.strerror}", code="config.policy_denied",
+                hint="choose another directory",
+            ) from exc  # fmt: skip
+        raise UserError(
+            f"the export to {path} failed: {exc.strerror or exc}", code="config.invalid", hint="choose another path"
+        ) from exc
+
+
+def _give_name(temporary: str, path: Path, *, overwrite: bool) -> None:
+    """Put the finished file in its place, in one step; without `overwrite` never over another file."""
+    if not overwrite:
+        try:
+            os.link(temporary, path)
+            return
+        except FileExistsError:
+            raise _exists(path) from None
+        except OSError:  # a file system without hard links
+            if os.path.lexists(path):
+                raise _exists(path) from None
+    if path.is_dir() and not path.is_symlink():
+        raise UserError(f"{path} is a directory", code="config.invalid", hint="give the name of a file")
+    os.replace(temporary, path)  # noqa: PTH105  same directory: one atomic step
+
+
+def _exists(path: Path) -> UserError:
+    return UserError(f"{path} exists already", code="config.invalid", hint="choose another name, or allow overwriting")
+
+
+def _unique(names: list[str]) -> list[str]:
+    """Names for formats that need each one once: `a`, `a_2`, `a_3`."""
+    taken = set(names)
+    seen: set[str] = set()
+    result = []
+    for name in names:
+        number, made = 2, name
+        while made in seen or (made != name and made in taken):
+            made, number = f"{name}_{number}", number + 1
+        seen.add(made)
+        result.append(made)
+    return result
 
 
 class _CsvSink:
@@ -125,12 +200,17 @@ class _CsvSink:
 
 class _ParquetSink:
     def __init__(self, file: Any, schema: pa.Schema, names: list[str]) -> None:
+        import pyarrow as pa
         import pyarrow.parquet as papq
 
-        self._writer = papq.ParquetWriter(file, schema, compression="zstd")
+        fields = [field.with_name(name) for name, field in zip(names, schema, strict=True)]
+        self._schema = pa.schema(fields, metadata=schema.metadata)
+        self._writer = papq.ParquetWriter(file, self._schema, compression="zstd")
 
     def write(self, batch: pa.RecordBatch) -> None:
-        self._writer.write_batch(batch)
+        import pyarrow as pa
+
+        self._writer.write_batch(pa.RecordBatch.from_arrays(batch.columns, schema=self._schema))
 
     def finish(self) -> None:
         self._writer.close()
@@ -145,7 +225,7 @@ class _JsonLinesSink:
         from hfagent.sdk.arrow import wire_rows
 
         dump = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-        lines = [dump(dict(zip(self._names, row, strict=True))) for row in wire_rows(batch)]
+        lines = [dump(dict(zip(self._names, row, strict=True))) for row in wire_rows(batch, max_value_bytes=_UNCUT)]
         self._file.write(("\n".join(lines) + "\n").encode("utf-8", "replace") if lines else b"")
 
     def finish(self) -> None:
@@ -177,7 +257,7 @@ def _flat_column(column: pa.Array) -> pa.Array:
     from hfagent.sdk.arrow import wire_rows
 
     batch = pa.RecordBatch.from_arrays([column], names=["v"])
-    values = [row[0] for row in wire_rows(batch)]
+    values = [row[0] for row in wire_rows(batch, max_value_bytes=_UNCUT)]
     return pa.array(
         [v if v is None or isinstance(v, str) else json.dumps(v, ensure_ascii=False) for v in values], type=pa.string()
     )

@@ -2,7 +2,7 @@
 
 A result belongs to the session that made it. Its first page comes when its rows are there; the connection stays with the
 result until the last page, `close`, the session's end, or an idle limit. One request at a time works on a result.
-Cancelling any request that works on it cancels the statement on the server and closes it.
+Cancelling a request that works on it cancels the statement on the server and closes it.
 """
 
 from __future__ import annotations
@@ -12,54 +12,30 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from hfagent.foundation.cancellation import CancelToken
 from hfagent.foundation.clock import SYSTEM_CLOCK, Clock, Deadline
-from hfagent.foundation.errors import AgentError, Conflict, NotFound, UserError
+from hfagent.foundation.errors import AgentError, Cancelled, Conflict, NotFound, UserError
 from hfagent.model.query import ExportReport, QueryPage, QueryPlan, RowFormat
 from hfagent.model.settings import QuerySettings
-from hfagent.sdk.connector import BaseConnector, Cancellable, Explainable, Queryable
-from hfagent.sdk.pool import Lease
-from hfagent.sdk.reading import BatchReader, Statement
-from hfagent.services.connections import Connections, Source
+from hfagent.sdk.connector import Explainable, Queryable
+from hfagent.sdk.reading import Statement
+from hfagent.services.connections import Borrowing, Connections, Source
 from hfagent.services.connectors import Connectors
 from hfagent.services.context import CallContext
 from hfagent.services.export import Format, format_of, write_result
+from hfagent.services.policy import Policy
+from hfagent.services.results import OpenResult, RestartableDeadline
 from hfagent.services.workers import Workers
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 __all__ = ["Query"]
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-
-@dataclass
-class _OpenResult:
-    """An open result. `lock` is held by the request that works on it."""
-
-    query_id: str
-    session_id: str
-    uid: int | None
-    source: Source
-    statement: str
-    page_size: int
-    format: RowFormat
-    cancel: CancelToken = field(default_factory=CancelToken)
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    lease: Lease | None = None
-    reader: BatchReader | None = None
-    rest: pa.RecordBatch | None = None
-    rows_before: int = 0
-    max_rows: int | None = None
-    touched: float = 0.0
-    closed: bool = False
+_Key = tuple[str, str]  # session and query id: sessions do not see each other's names
 
 
 class Query:
@@ -71,7 +47,7 @@ class Query:
         connections: Connections,
         workers: Workers,
         settings: Callable[[], QuerySettings],
-        max_rows: Callable[[], int | None],
+        policy: Callable[[], Policy],
         *,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
@@ -79,9 +55,9 @@ class Query:
         self._connections = connections
         self._workers = workers
         self._settings = settings
-        self._max_rows = max_rows
+        self._policy = policy
         self._clock = clock
-        self._open: dict[str, _OpenResult] = {}
+        self._open: dict[_Key, OpenResult] = {}
 
     # --- verbs ---
 
@@ -101,68 +77,65 @@ class Query:
         """Run a statement and return its first page. Raises `AgentError`."""
         source = await self._source(connector)
         query_id = query_id or f"q-{secrets.token_hex(8)}"
-        if query_id in self._open:
+        key = (call.session_id, query_id)
+        if key in self._open:
             raise Conflict(
                 f"a result named {query_id!r} is open already", code="connector.conflict", hint="close it first"
             )
-        mine = sum(1 for result in self._open.values() if result.session_id == call.session_id)
+        mine = self.open_of(call.session_id)
         if mine >= self._settings().max_open_per_session:
             raise AgentError(
                 f"this client has {mine} open results",
                 code="capacity.overloaded",
                 hint="fetch them to their end or close them with query/close",
             )
-        limit = _least(max_rows, self._max_rows())
-        result = _OpenResult(query_id, call.session_id, call.actor.uid, source, sql, page_size, format, max_rows=limit)
-        self._open[query_id] = result
-        deadline = self._deadline(source, timeout_s)
+        limit = _least(max_rows, self._policy().settings.max_query_rows)
+        result = OpenResult(
+            query_id, call.session_id, _owner(call), source, sql, page_size, format, self._deadline(source, timeout_s),
+            max_rows=limit,
+        )  # fmt: skip
+        self._open[key] = result
         statement = Statement(
             sql, _bindings(params), max_rows=None if limit is None else limit + 1, first_rows=page_size,
-            cancel=result.cancel, deadline=deadline,
+            cancel=result.cancel, deadline=result.deadline,
         )  # fmt: skip
-
-        def work() -> QueryPage:
-            self._start(result, statement, deadline)
-            return self._take(result, page_size)
-
-        return await self._work(call, result, work, deadline)
+        return await self._page(call, result, page_size, statement)
 
     async def fetch(self, call: CallContext, query_id: str, *, page_size: int | None = None) -> QueryPage:
         """Return the next page of an open result. Raises `NotFound` (`query.not_found`)."""
-        result = self._mine(call, query_id)
-        deadline = self._deadline(result.source, None)
-        return await self._work(call, result, lambda: self._take(result, page_size or result.page_size), deadline)
+        result = self._open.get((call.session_id, query_id))
+        if result is None:
+            raise _no_result(query_id)
+        return await self._page(call, result, page_size or result.page_size)
 
     async def close(self, call: CallContext, query_id: str) -> None:
         """Close a result of this session. Closing one that is gone does nothing."""
-        result = self._open.get(query_id)
-        if result is not None and result.session_id == call.session_id:
-            await self._discard(result)
+        result = self._open.get((call.session_id, query_id))
+        if result is not None:
+            await self._end(result)
 
     async def cancel(self, call: CallContext, query_id: str) -> None:
         """Cancel a running or open result of the same user. Raises `NotFound`."""
-        result = self._open.get(query_id)
-        if result is None or (result.session_id != call.session_id and result.uid != call.actor.uid):
+        found = self._open.get((call.session_id, query_id)) or next(
+            (r for r in self._open.values() if r.query_id == query_id and r.owner == _owner(call)), None
+        )
+        if found is None:
             raise _no_result(query_id)
-        await self._discard(result)
+        await self._end(found)
 
     async def explain(
         self, call: CallContext, connector: str, sql: str, *, timeout_s: float | None = None
     ) -> QueryPlan:
         """Return the plan of a statement without running it."""
         source = await self._source(connector)
-        connector_object = source.connector
-        if not isinstance(connector_object, Explainable):
+        explainable = source.connector
+        if not isinstance(explainable, Explainable):
             raise UserError(f"{source.connector.title} cannot explain statements", code="unsupported")
         deadline = self._deadline(source, timeout_s)
         statement = Statement(sql, cancel=call.cancel, deadline=deadline)
-
-        def work() -> QueryPlan:
-            return self.with_connection(
-                source, statement.cancel, deadline, lambda c: connector_object.explain(c, statement)
-            )
-
-        return await self._workers.run(source.lane, work, cancel=call.cancel, deadline=deadline, what="the plan")
+        return await self._with_connection(
+            call, source, deadline, lambda connection: explainable.explain(connection, statement), what="the plan"
+        )
 
     async def export(
         self,
@@ -177,56 +150,53 @@ class Query:
         timeout_s: float | None = None,
         overwrite: bool = False,
     ) -> ExportReport:
-        """Run a statement and write its whole result to `path` (checked by the policy before)."""
-        chosen = format_of(path, format)
+        """Run a statement and write its whole result to `path`. Raises `AgentError`, the policy's among them."""
+        target = await self._workers.apart(lambda: self._policy().check_export(path, owner=call.actor.allows("admin")))
+        chosen = format_of(target, format)
         source = await self._source(connector)
         queryable = source.connector
         if not isinstance(queryable, Queryable):
             raise _not_queryable(source)
-        limit = _least(max_rows, self._max_rows())
+        limit = _least(max_rows, self._policy().settings.max_query_rows)
         deadline = self._deadline(source, timeout_s)
-        statement = Statement(sql, _bindings(params), max_rows=limit, cancel=call.cancel, deadline=deadline)
+        statement = Statement(
+            sql, _bindings(params), max_rows=None if limit is None else limit + 1, cancel=call.cancel, deadline=deadline
+        )
         started = time.perf_counter()
 
         def report(rows: int, size: int) -> None:
             call.progress({"kind": "report", "message": f"{rows:,} rows", "rows": rows, "bytes": size})
 
-        def run(connection: Any) -> tuple[int, int]:
+        def run(connection: Any) -> tuple[int, int, bool]:
             with queryable.execute(connection, statement) as reader:
-                return write_result(reader, path, chosen, overwrite=overwrite, cancel=call.cancel, progress=report)
+                return write_result(
+                    reader, target, chosen, overwrite=overwrite, max_rows=limit, cancel=call.cancel, progress=report
+                )
 
-        def work() -> tuple[int, int]:
-            return self.with_connection(source, call.cancel, deadline, run)
-
-        call.progress({"kind": "begin", "title": f"Export to {path.name}", "cancellable": True})
-        rows, size = await self._workers.run(
-            source.lane, work, cancel=call.cancel, deadline=deadline, what="the export"
-        )
+        call.progress({"kind": "begin", "title": f"Export to {target.name}", "cancellable": True})
+        rows, size, truncated = await self._with_connection(call, source, deadline, run, what="the export")
         call.progress({"kind": "end", "message": f"{rows:,} rows", "rows": rows, "bytes": size})
         return ExportReport(
-            path=str(path), format=chosen, rows=rows, bytes=size,
-            elapsed_ms=round((time.perf_counter() - started) * 1000, 1), truncated=limit is not None and rows >= limit,
+            path=str(target), format=chosen, rows=rows, bytes=size,
+            elapsed_ms=round((time.perf_counter() - started) * 1000, 1), truncated=truncated,
         )  # fmt: skip
 
     # --- life of sessions and results ---
 
     async def session_closed(self, session_id: str) -> None:
         """Close every result of a session that ended."""
-        for result in [r for r in self._open.values() if r.session_id == session_id]:
-            await self._discard(result)
+        await self._end_all([r for r in self._open.values() if r.session_id == session_id])
 
     async def close_idle(self) -> int:
         """Close results that nobody touched for `query.idle_s` seconds; return how many."""
         limit = self._clock.monotonic() - self._settings().idle_s
-        idle = [r for r in self._open.values() if not r.lock.locked() and r.touched and r.touched < limit]
-        for result in idle:
-            await self._discard(result)
+        idle = [r for r in self._open.values() if r.touched is not None and r.touched < limit]
+        await self._end_all(idle)
         return len(idle)
 
     async def close_all(self) -> None:
         """Close every result."""
-        for result in list(self._open.values()):
-            await self._discard(result)
+        await self._end_all(list(self._open.values()))
 
     @property
     def open_count(self) -> int:
@@ -235,203 +205,127 @@ class Query:
 
     def open_of(self, session_id: str) -> int:
         """Results that a session has open."""
-        return sum(1 for result in self._open.values() if result.session_id == session_id)
+        return sum(1 for session, _ in self._open if session == session_id)
 
-    # --- work in the lane (blocking) ---
+    # --- inside ---
 
-    def with_connection(self, source: Source, cancel: CancelToken, deadline: Deadline, work: Callable[[Any], T]) -> T:
-        """Run `work` with a pooled connection; cancelling reaches the server. Blocking."""
-        with source.pool.acquire(deadline, cancel) as lease, _server_cancel(source.connector, lease, cancel):
-            return work(lease.connection)
-
-    def _start(self, result: _OpenResult, statement: Statement, deadline: Deadline) -> None:
-        connector = result.source.connector
-        if not isinstance(connector, Queryable):
-            raise _not_queryable(result.source)
-        lease = result.source.pool.acquire(deadline, result.cancel)
-        result.lease = lease
-        lease.__enter__()
-        with _server_cancel(connector, lease, result.cancel):
-            result.reader = connector.execute(lease.connection, statement)
-
-    def _take(self, result: _OpenResult, page_size: int) -> QueryPage:
-        """Take the next page from the reader. Closes the result when it was the last one."""
-
-        reader, lease = result.reader, result.lease
-        if reader is None or lease is None or result.closed:
-            raise _no_result(result.query_id)
-        started = time.perf_counter()
-        wanted = page_size if result.max_rows is None else min(page_size, result.max_rows - result.rows_before)
-        # JSON text of a value is up to six times its Arrow form (escapes): the message must stay under its limit.
-        max_bytes = self._settings().max_page_bytes // (1 if result.format == "arrow" else 4)
-        parts: list[pa.RecordBatch] = []
-        rows = size = 0
-        exhausted = False
-        with _server_cancel(result.source.connector, lease, result.cancel):
-            while rows < wanted and size < max_bytes:
-                batch = result.rest if result.rest is not None else next(reader, None)
-                result.rest = None
-                if batch is None:
-                    exhausted = True
-                    break
-                fit = _rows_that_fit(batch, wanted - rows, max_bytes - size, first=not parts)
-                if fit < batch.num_rows:
-                    result.rest = batch.slice(fit)
-                    batch = batch.slice(0, fit)
-                if batch.num_rows:
-                    parts.append(batch)
-                rows += batch.num_rows
-                size += batch.nbytes
-                if result.rest is not None:
-                    break
-        limited = result.max_rows is not None and result.rows_before + rows >= result.max_rows
-        truncated = False
-        if limited and not exhausted:
-            with _server_cancel(result.source.connector, lease, result.cancel):
-                truncated = result.rest is not None or any(batch.num_rows for batch in reader)
-        page = _page(
-            result, reader, parts, rows, more=not exhausted and not limited, truncated=truncated, started=started
-        )
-        result.rows_before += rows
-        if not page.has_more:
-            self._release(result)
-        return page
-
-    def _release(self, result: _OpenResult, *, broken: bool = False) -> None:
-        """Close reader and lease. Blocking; safe to repeat."""
-        if result.closed:
-            return
-        result.closed = True
-        reader, lease = result.reader, result.lease
-        result.reader = result.rest = None
-        try:
-            if reader is not None:
-                reader.close()
-        except Exception as exc:  # noqa: BLE001  closing a broken result may fail in any way; the lease must go back
-            _log.debug("closing the result %s failed: %s", result.query_id, exc)
-            broken = True
-        finally:
-            if lease is not None:
-                if broken:
-                    lease.discard()
-                lease.__exit__(None, None, None)
-
-    # --- helpers on the loop ---
-
-    async def _work(
-        self, call: CallContext, result: _OpenResult, work: Callable[[], QueryPage], deadline: Deadline
+    async def _page(
+        self, call: CallContext, result: OpenResult, page_size: int, statement: Statement | None = None
     ) -> QueryPage:
-        def guarded() -> QueryPage:
+        """Run the statement if it is given, take a page, and end the result unless there is more."""
+        started = time.perf_counter()
+
+        def work() -> QueryPage:
+            result.begin()
             try:
-                return work()
-            except BaseException as exc:
-                error = result.source.connector.map_error(exc) if isinstance(exc, Exception) else exc
-                self._release(result, broken=True)
-                raise error from exc
+                if statement is not None:
+                    self._start(result, statement)
+                page = result.take(page_size, self._settings().max_page_bytes, started)
+            except BaseException as exc:  # noqa: BLE001  whatever it is, the connection must go back
+                error = self._reason(result.source, result.cancel, exc)
+                result.release(exc)
+                result.finish()
+                raise error from (None if error is exc else exc)
+            result.finish()
+            return page
 
-        def abort() -> None:
-            lease = result.lease
-            if lease is not None:
-                result.source.connector.abort(lease.connection)
-
-        with ExitStack() as stack:
-            stack.enter_context(call.cancel.on_cancel(result.cancel.cancel))
-            async with result.lock:
+        async with result.turn:
+            if self._open.get(_key(result)) is not result:
+                raise _no_result(result.query_id)
+            result.touched = None
+            result.deadline.restart()
+            with call.cancel.on_cancel(lambda: self._workers.off_loop(result.cancel.cancel)):
                 try:
                     page = await self._workers.run(
                         result.source.lane,
-                        guarded,
+                        work,
                         cancel=result.cancel,
-                        deadline=deadline,
-                        abort=abort,
+                        deadline=result.deadline,
+                        abort=result.borrowing.abort,
                         what="the query",
                     )
                 except BaseException:
-                    self._open.pop(result.query_id, None)
-                    result.cancel.cancel()
+                    self._let_go(result)
                     raise
-                result.touched = self._clock.monotonic()
-                if not page.has_more:
-                    self._open.pop(result.query_id, None)
-                return page
+            result.touched = self._clock.monotonic()
+            if not page.has_more:
+                self._let_go(result)
+            return page
 
-    async def _discard(self, result: _OpenResult) -> None:
-        """Cancel what runs, close the result, give the connection back."""
-        self._open.pop(result.query_id, None)
-        busy = result.lock.locked()
-        if busy:
-            await asyncio.to_thread(result.cancel.cancel)
-            return  # the request that works on it releases it
-        async with result.lock:
-            await self._workers.call(result.source.lane, lambda: self._release(result))
+    def _start(self, result: OpenResult, statement: Statement) -> None:
+        connector = result.source.connector
+        if not isinstance(connector, Queryable):
+            raise _not_queryable(result.source)
+        lease = self._connections.acquire(result.source, result.cancel, result.deadline, result.borrowing)
+        with result.cancel.on_cancel(lease.cancel):
+            result.cancel.raise_if_cancelled()  # or the cancel request came before there was anything to cancel
+            result.reader = connector.execute(lease.connection, statement)
+
+    async def _with_connection(
+        self, call: CallContext, source: Source, deadline: Deadline, work: Callable[[Any], T], *, what: str
+    ) -> T:
+        """Run `work` with a pooled connection in the source's lane; cancelling reaches the server."""
+        borrowing = Borrowing()
+
+        def run() -> T:
+            try:
+                with self._connections.borrowed(source, call.cancel, deadline, borrowing) as lease:
+                    return work(lease.connection)
+            except Exception as exc:  # noqa: BLE001  a driver may raise anything; it is translated
+                error = self._reason(source, call.cancel, exc)
+                raise error from (None if error is exc else exc)
+
+        return await self._workers.run(
+            source.lane, run, cancel=call.cancel, deadline=deadline, abort=borrowing.abort, what=what
+        )
+
+    def _reason(self, source: Source, cancel: CancelToken, exc: BaseException) -> BaseException:
+        """What the caller is told: once cancelled, however the driver puts it, it is a cancellation."""
+        if not isinstance(exc, Exception):
+            return exc
+        if cancel.cancelled:
+            return exc if isinstance(exc, Cancelled) else Cancelled()
+        error = source.connector.map_error(exc)
+        self._connections.mistrust(source, error)
+        return error
+
+    def _let_go(self, result: OpenResult) -> None:
+        """Forget a result whose request has ended; its connection goes back now, or when its thread is done with it."""
+        self._forget(result)
+        if result.doom() and not result.released:
+            self._workers.off_loop(result.release)
+
+    async def _end(self, result: OpenResult) -> None:
+        """Close a result. When a request works on it, that is cancelled and gives the connection back."""
+        self._forget(result)
+        if result.doom():
+            await self._workers.apart(result.release)
+        else:
+            self._workers.off_loop(result.cancel.cancel)
+
+    async def _end_all(self, results: list[OpenResult]) -> None:
+        await asyncio.gather(*(self._end(result) for result in results))
+
+    def _forget(self, result: OpenResult) -> None:
+        if self._open.get(_key(result)) is result:
+            del self._open[_key(result)]
 
     async def _source(self, connector: str) -> Source:
         record = await self._connectors.require(connector)
         return await self._connections.source(record)
 
-    def _deadline(self, source: Source, timeout_s: float | None) -> Deadline:
+    def _deadline(self, source: Source, timeout_s: float | None) -> RestartableDeadline:
         configured = float(getattr(source.connector.config, "query_timeout_s", 0) or 0) or None
         # The server enforces its own limit; the agent's comes a little later, so that the server's message wins.
-        seconds = _least(timeout_s, None if configured is None else configured + 2.0)
-        return Deadline(seconds)
-
-    def _mine(self, call: CallContext, query_id: str) -> _OpenResult:
-        result = self._open.get(query_id)
-        if result is None or result.session_id != call.session_id:
-            raise _no_result(query_id)
-        return result
+        return RestartableDeadline(_least(timeout_s, None if configured is None else configured + 2.0))
 
 
-class _server_cancel:
-    """While inside: cancelling the token asks the server to stop what the lease's connection runs."""
-
-    def __init__(self, connector: BaseConnector[Any], lease: Lease, cancel: CancelToken) -> None:
-        self._stack = ExitStack()
-        if isinstance(connector, Cancellable):
-            self._stack.enter_context(cancel.on_cancel(lambda: connector.cancel(lease.connection)))
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, *details: object) -> None:
-        self._stack.close()
+def _key(result: OpenResult) -> _Key:
+    return result.session_id, result.query_id
 
 
-def _rows_that_fit(batch: pa.RecordBatch, rows: int, size: int, *, first: bool) -> int:
-    """How many leading rows of `batch` fit into what is left of a page; at least one on an empty page."""
-    count = min(batch.num_rows, rows)
-    if count and batch.nbytes > size:
-        count = min(count, int(batch.num_rows * size / batch.nbytes))
-    return max(count, 1) if first and batch.num_rows else count
-
-
-def _page(
-    result: _OpenResult,
-    reader: BatchReader,
-    parts: list[pa.RecordBatch],
-    rows: int,
-    *,
-    more: bool,
-    truncated: bool,
-    started: float,
-) -> QueryPage:
-    from hfagent.sdk.arrow import ipc_stream, wire_rows
-
-    as_arrow = result.format == "arrow"
-    data = None if as_arrow else [row for part in parts for row in wire_rows(part, reader.columns)]
-    return QueryPage(
-        query_id=result.query_id,
-        columns=reader.columns,
-        rows=data,
-        arrow=ipc_stream(parts, reader.schema) if as_arrow else None,
-        row_count=rows,
-        rows_before=result.rows_before,
-        has_more=more,
-        truncated=truncated,
-        elapsed_ms=round((time.perf_counter() - started) * 1000, 3),
-        statement=result.statement,
-        warnings=tuple(reader.warnings),
-    )
+def _owner(call: CallContext) -> tuple[str, int | None]:
+    return call.actor.kind, call.actor.uid
 
 
 def _bindings(params: Any) -> Any:

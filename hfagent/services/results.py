@@ -1,4 +1,4 @@
-"""Open results: what they hold, who may work on them, how a page is taken. Blocking; knows no event loop.
+"""Open results: what they hold, who may work on them, how a page is taken. Blocking, `turn` excepted.
 
 Architecture Invariant: a result's lease goes back exactly once, whoever ends it (its last page, an error, its closing,
 its session) and whatever works on it at that moment: the worker gives it back when it is done, else the one who ends it.
@@ -6,10 +6,13 @@ its session) and whatever works on it at that moment: the worker gives it back w
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from hfagent.foundation.cancellation import CancelToken
@@ -28,12 +31,13 @@ __all__ = ["OpenResult"]
 _log = logging.getLogger(__name__)
 
 MESSAGE_BYTES: Final = 15 * 1024 * 1024
-"""Longest body of a page, a little under the protocol's 16 MiB: its envelope and columns need room, too."""
+"""Longest data of a page, a little under the protocol's 16 MiB: its envelope and columns need room, too."""
+VALUE_BYTES: Final = 8 * 1024 * 1024
+"""Longest text or binary value in a page of rows; a longer one is cut, and the page says so."""
 _CLOSE_S: Final = 5.0
-_ESCAPED: Final = 6
-"""Bytes of JSON that one byte of text may need."""
-_FIXED: Final = 48
-"""Bytes of JSON that any value of a fixed width needs at most, its comma included."""
+_ESCAPED: Final = 6  # bytes of JSON that one byte of text may need
+_FIXED: Final = 48  # bytes of JSON that a value of fixed width needs at most
+_SHORTEST: Final = 5  # bytes of JSON that most values need at least: `null,`
 
 
 class RestartableDeadline(Deadline):
@@ -65,11 +69,13 @@ class OpenResult:
     borrowing: Borrowing = field(default_factory=Borrowing)
     reader: BatchReader | None = None
     rows_before: int = 0
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by the request that works on it; others wait for their turn."""
     touched: float | None = None
     """When the last request on it ended; None while the first one runs."""
 
     def __post_init__(self) -> None:
-        self._rest: pa.RecordBatch | None = None
+        self._waiting: deque[pa.RecordBatch] = deque()  # read from the source, not given out yet
         self._warned = 0
         self._lock = threading.Lock()  # guards everything below
         self._working = False
@@ -112,7 +118,8 @@ class OpenResult:
                 return
             self._released = True
         reader, lease = self.reader, self.borrowing.lease
-        self.reader = self._rest = None
+        self.reader = None
+        self._waiting.clear()
         try:
             if reader is not None:
                 # It may have to tell the server to stop, and the server may not listen.
@@ -136,43 +143,35 @@ class OpenResult:
         A page that is full is given out without a look at the next row, which the source may not have yet. `max_bytes` is
         the most Arrow data of a page; a page for JSON is bounded by its text as well.
         """
-        reader = self.reader
-        if reader is None:
-            raise Cancelled("the result was closed")
+        reader, lease = self.reader, self.borrowing.lease
+        assert reader is not None and lease is not None
+        with self.cancel.on_cancel(lease.cancel):
+            return self._taken(reader, page_size, max_bytes, started)
+
+    def _taken(self, reader: BatchReader, page_size: int, max_bytes: int, started: float) -> QueryPage:
         wanted = page_size if self.max_rows is None else min(page_size, self.max_rows - self.rows_before)
-        parts: list[pa.RecordBatch] = []
-        rows = size = 0
-        exhausted = False
-        while rows < wanted and size < max_bytes:
-            batch = self._rest if self._rest is not None else next(reader, None)
-            self._rest = None
-            if batch is None:
-                exhausted = True
-                break
-            fit = _rows_that_fit(batch, wanted - rows, max_bytes - size, first=not parts)
-            if fit < batch.num_rows:
-                self._rest = batch.slice(fit)
-                batch = batch.slice(0, fit)
-            if batch.num_rows:
-                parts.append(batch)
-                rows += batch.num_rows
-                size += batch.nbytes
-            if self._rest is not None:
-                break
-        data, notes = self._encoded(parts)
-        rows = len(data) if isinstance(data, list) else rows
-        exhausted = exhausted and self._rest is None
+        parts, at_end = self._gather(reader, wanted, max_bytes)
+        arrow: bytes | None = None
+        made: list[list[Any]] | None = None
+        notes: list[str] = []
+        if self.format == "arrow":
+            arrow = _stream(parts, reader)
+            rows = sum(part.num_rows for part in parts)
+        else:
+            made = _rows(parts, reader, notes)
+            rows = len(made)
+            self._put_back(parts, rows)
+        at_end = at_end and not self._waiting
         limited = self.max_rows is not None and self.rows_before + rows >= self.max_rows
-        truncated = limited and not exhausted and (self._rest is not None or any(b.num_rows for b in reader))
-        more = not exhausted and not limited
+        truncated = limited and not at_end and any(b.num_rows for b in chain(self._waiting, reader))
         page = QueryPage(
             query_id=self.query_id,
             columns=reader.columns,
-            rows=data if isinstance(data, list) else None,
-            arrow=data if isinstance(data, bytes) else None,
+            rows=made,
+            arrow=arrow,
             row_count=rows,
             rows_before=self.rows_before,
-            has_more=more,
+            has_more=not at_end and not limited,
             truncated=truncated,
             elapsed_ms=round((time.perf_counter() - started) * 1000, 3),
             statement=(reader.statement or self.statement) if not self.rows_before else None,
@@ -180,37 +179,96 @@ class OpenResult:
         )
         self._warned = len(reader.warnings)
         self.rows_before += rows
-        if not more:
+        if not page.has_more:
             self.release()
         return page
 
-    def _encoded(self, parts: list[pa.RecordBatch]) -> tuple[list[list[Any]] | bytes, list[str]]:
-        """The page's data in its form, with notes about values that were cut. What is too long goes back to the rest."""
-        from hfagent.sdk.arrow import ipc_stream, wire_rows
-
-        assert self.reader is not None
-        if self.format == "arrow":
-            data: bytes = ipc_stream(parts, self.reader.schema)
-            if len(data) > MESSAGE_BYTES and sum(part.num_rows for part in parts) == 1:
-                raise _too_long(len(data))
-            return data, []
-        notes: list[str] = []
-        rows: list[list[Any]] = []
-        room = MESSAGE_BYTES
-        for position, part in enumerate(parts):
-            made = wire_rows(part, self.reader.columns, max_value_bytes=MESSAGE_BYTES // 2, notes=notes)
-            fit = len(made)
-            if _bound(part) > room:
-                fit = _rows_in(made, room, first=not rows)
-            room -= _size(made[:fit]) if _bound(part) > room // 8 else _bound(part)
-            rows += made[:fit]
-            if fit < len(made):
-                self._put_back([part.slice(fit), *parts[position + 1 :]])
+    def _gather(self, reader: BatchReader, wanted: int, max_bytes: int) -> tuple[list[pa.RecordBatch], bool]:
+        """Take batches until a page is full; return them and whether the reader is at its end."""
+        parts: list[pa.RecordBatch] = []
+        rows = size = 0
+        while rows < wanted:
+            batch = self._waiting.popleft() if self._waiting else next(reader, None)
+            if batch is None:
+                return parts, True
+            fit = self._fit(batch, wanted - rows, max_bytes - size, first=not rows)
+            if fit < batch.num_rows:
+                self._waiting.appendleft(batch.slice(fit))
+            if fit:
+                part = batch.slice(0, fit)
+                parts.append(part)
+                rows += fit
+                size += self._weight(part)
+            if fit < batch.num_rows or size >= max_bytes:
                 break
-        return rows, notes
+        return parts, False
 
-    def _put_back(self, parts: list[pa.RecordBatch]) -> None:
-        import pyarrow as pa
+    def _fit(self, batch: pa.RecordBatch, rows: int, room: int, *, first: bool) -> int:
+        """How many leading rows of `batch` fit into what is left of a page; at least one into an empty page."""
+        from hfagent.sdk.arrow import slice_by_bytes
 
-        table = pa.Table.from_batches([*parts, *([self._rest] if self._rest is not None else [])])
-        self._rest = table.combine_chunks().to_batches()[0]
+        count = min(batch.num_rows, rows)
+        if self._weight(batch.slice(0, count)) <= room or not count:
+            return int(count)
+        if self.format == "rows":
+            count = min(count, max(1, room // (_SHORTEST * max(1, batch.num_columns))))
+        piece = slice_by_bytes(batch.slice(0, count), max(1, room))[0]
+        fits = first or self._weight(piece) <= room
+        return int(piece.num_rows) if fits else 0
+
+    def _weight(self, batch: pa.RecordBatch) -> int:
+        """Bytes a batch counts with: many short values need more room as text than as Arrow data."""
+        least = _SHORTEST * batch.num_rows * batch.num_columns if self.format == "rows" else 0
+        return max(int(batch.nbytes), least)
+
+    def _put_back(self, parts: list[pa.RecordBatch], rows: int) -> None:
+        """Keep for the next page what is in `parts` behind the first `rows` rows."""
+        left = []
+        for part in parts:
+            if part.num_rows > rows:
+                left.append(part.slice(rows))
+            rows = max(0, rows - part.num_rows)
+        self._waiting.extendleft(reversed(left))
+
+
+def _stream(parts: list[pa.RecordBatch], reader: BatchReader) -> bytes:
+    from hfagent.sdk.arrow import ipc_stream
+
+    data: bytes = ipc_stream(parts, reader.schema)
+    if len(data) > MESSAGE_BYTES:
+        raise _too_long(len(data))
+    return data
+
+
+def _rows(parts: list[pa.RecordBatch], reader: BatchReader, notes: list[str]) -> list[list[Any]]:
+    """The rows of a page, as many as one message can carry."""
+    from pydantic_core import to_json
+
+    from hfagent.sdk.arrow import wire_rows
+
+    rows = [row for part in parts for row in wire_rows(part, reader.columns, max_value_bytes=VALUE_BYTES, notes=notes)]
+    if sum(map(_longest_text, parts)) > MESSAGE_BYTES:  # only then it is worth writing the text to see how long it is
+        while (size := len(to_json(rows))) > MESSAGE_BYTES:
+            if len(rows) == 1:
+                raise _too_long(size)
+            del rows[max(1, int(0.9 * len(rows) * MESSAGE_BYTES / size)) :]
+    return rows
+
+
+def _longest_text(batch: pa.RecordBatch) -> int:
+    import pyarrow as pa
+
+    return sum(
+        batch.num_rows * _FIXED
+        if pa.types.is_primitive(column.type)
+        else int(column.nbytes) * _ESCAPED + batch.num_rows * 8
+        for column in batch.columns
+    )
+
+
+def _too_long(size: int) -> AgentError:
+    return AgentError(
+        f"one row of the result takes {size:,} bytes, more than a message can carry",
+        code="read.limit_exceeded",
+        hint="select fewer or shorter columns, or write the result to a file with query/export",
+    )
