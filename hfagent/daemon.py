@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,9 +25,10 @@ from typing import Any
 from hfagent import __version__
 from hfagent.foundation import logs
 from hfagent.foundation.atomic import make_private_directory
-from hfagent.foundation.errors import AgentError, Conflict, InternalError
+from hfagent.foundation.errors import AgentError, ConfigError, Conflict, InternalError
 from hfagent.foundation.notify import notify
 from hfagent.foundation.paths import AgentPaths
+from hfagent.foundation.redaction import redact
 from hfagent.model.settings import Settings
 from hfagent.protocol import agent as protocol
 from hfagent.sdk.registry import Registry
@@ -51,7 +53,7 @@ from hfagent.services.workers import Workers
 from hfagent.store.store import Store
 from hfagent.transport.activation import inherited_sockets
 from hfagent.vault.process import protect_memory
-from hfagent.vault.settings import VaultSettings as KeySettings
+from hfagent.vault.settings import VaultSettings
 from hfagent.vault.vault import Vault
 
 __all__ = ["Daemon", "DaemonOptions", "run"]
@@ -59,6 +61,11 @@ __all__ = ["Daemon", "DaemonOptions", "run"]
 _log = logging.getLogger(__name__)
 
 _TICK_S = 60.0
+_APPLY_S = 3.0
+"""How long the start waits for connectors-as-code files to be applied."""
+_CLOSE_S = 3.0
+_DESCRIPTORS = 16_384
+"""Open files that the agent asks for: many sources and clients, whatever the shell's limit is."""
 
 
 @dataclass(frozen=True)
@@ -78,24 +85,56 @@ class DaemonOptions:
 
 
 def run(options: DaemonOptions) -> int:
-    """Run a daemon until it is told to stop; return the exit code."""
+    """Run a daemon until it is told to stop; return the exit code: 0, or 1 when it could not start or broke off."""
     _harden()
     paths = options.paths
     try:
-        settings = load_settings(paths.config_file, flags=options.flags)
-        try:
+        settings = _settings(options)
+        with _reporting(f"the data directory {paths.data_dir} cannot be used"):
             make_private_directory(paths.data_dir)
-        except OSError as exc:
-            raise Conflict(f"the data directory cannot be used: {exc}", code="config.invalid") from exc
-        _set_up_logs(options, settings)
+            _set_up_logs(options, settings)
         with _Lock(paths.lock_file):
             return asyncio.run(_serve(options, settings))
     except AgentError as exc:
-        sys.stderr.write(f"Error: {exc.message}\n" + (f"Try:   {exc.hint}\n" if exc.hint else ""))
-        _log.critical("not started: %s", exc.message)
+        _log.critical("not started: %s (%s)", exc.message, exc.hint or "no remedy known")
+        _say(options, exc.message, exc.hint)
+        return 1
+    except Exception as exc:  # noqa: BLE001  the last place where it can be told, redacted
+        _log.critical("the agent broke off", exc_info=exc)
+        _say(options, f"a defect in the agent: {type(exc).__name__}: {exc}", "its log has the details")
         return 1
     finally:
         logging.shutdown()
+
+
+def _settings(options: DaemonOptions) -> Settings:
+    """Read the settings. A file that somebody named has to be there: it may hold the policy."""
+    file = options.paths.config_file
+    if "--config" in options.paths.arguments() and not file.exists():
+        raise ConfigError(f"the configuration file {file} does not exist", hint="correct --config or HFAGENT_CONFIG")
+    return load_settings(file, flags=options.flags)
+
+
+def _say(options: DaemonOptions, message: str, hint: str | None) -> None:
+    """Tell whoever started us: on standard error, and the client that waits at the other end of the pipe."""
+    text = redact(message)
+    sys.stderr.write(f"Error: {text}\n" + (f"Try:   {redact(hint)}\n" if hint else ""))
+    if options.ready_fd is not None:
+        with contextlib.suppress(OSError):
+            os.write(options.ready_fd, f"{text}{f'; {redact(hint)}' if hint else ''}\n".encode())
+
+
+@contextlib.contextmanager
+def _reporting(what: str) -> Iterator[None]:
+    try:
+        yield
+    except PermissionError as exc:
+        if exc.filename is None:  # our own words, with the remedy in them
+            problem, _, remedy = str(exc).partition(": ")
+            raise ConfigError(f"{what}: {problem}", hint=remedy or "choose another --data-dir") from exc
+        raise ConfigError(f"{what}: {exc.strerror}", hint="check its owner, or choose another --data-dir") from exc
+    except OSError as exc:
+        raise ConfigError(f"{what}: {exc.strerror or exc}", hint="choose another --data-dir") from exc
 
 
 async def _serve(options: DaemonOptions, settings: Settings) -> int:
@@ -119,10 +158,11 @@ class Daemon:
         self.options = options
         self.paths = options.paths
         self.settings = settings
-        self.policy = Policy(settings.policy)
+        self.policy = Policy(settings.policy, data_dir=self.paths.data_dir)
         self._started_at = datetime.now(UTC)
         self._started = time.monotonic()
         self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._drain_s = settings.server.drain_s
         self._last_activity = time.monotonic()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -133,18 +173,26 @@ class Daemon:
         self.tcp_addresses: list[tuple[str, int]] = []
 
         self.workers = Workers()
-        store_lane = self.workers.lane("store", threads=2)
+        self.registry = Registry()
         self.store = Store.open(self.paths.store_file)
+        try:
+            self._assemble()
+        except BaseException:
+            self.store.close()
+            raise
+
+    def _assemble(self) -> None:
+        settings, store_lane = self.settings, self.workers.lane("store", threads=2)
+        license_file = settings.vault.license_file
         self.vault = Vault.open_or_create(
             self.paths.vault_dir,
             agent_id=self.store.agent_id,
             has_ciphertexts=self.store.secrets.any,
-            settings=KeySettings(
+            settings=VaultSettings(
                 key_source=settings.vault.key_source,
-                license_key_file=Path(settings.vault.license_file) if settings.vault.license_file else None,
+                license_key_file=Path(license_file).expanduser() if license_file else None,
             ),
         )
-        self.registry = Registry()
         self.credentials = Credentials(self.vault, self.store, cache_s=lambda: self.settings.vault.secret_cache_s)
         self.connections = Connections(self.registry, self.credentials, lambda: self.policy, self.workers, self.paths)
         self.connectors = Connectors(
@@ -152,15 +200,13 @@ class Daemon:
         )
         self.discovery = Discovery(self.connectors, self.connections, self.store, self.workers, store_lane)
         self.query = Query(
-            self.connectors,
-            self.connections,
-            self.workers,
-            lambda: self.settings.query,
-            lambda: self.settings.policy.max_query_rows,
+            self.connectors, self.connections, self.workers, lambda: self.settings.query, lambda: self.policy
         )
         self.vault_verbs = VaultVerbs(self.credentials, self.connections, self.store, self.registry, self.workers)
         self.apply = Apply(self.connectors)
-        self.watch = DirectoryWatch(self.paths.connectors_dir, self.apply, lambda: CallContext("connectors.d"))
+        self.watch = DirectoryWatch(
+            self.paths.connectors_dir, self.apply, self.workers, lambda: CallContext("connectors.d")
+        )
         self.health = Health(
             self.paths,
             lambda: self.settings,
@@ -171,6 +217,7 @@ class Daemon:
             self.watch,
             self.workers,
             store_lane,
+            flags=self.options.flags,
         )
 
     # --- life ---
@@ -180,7 +227,7 @@ class Daemon:
         handlers = {
             **agent_handlers(self),
             **connectors_handlers(self.connectors, self.discovery, self.connections, self.apply),
-            **query_handlers(self.query, lambda: self.policy),
+            **query_handlers(self.query),
             **vault_handlers(self.vault_verbs),
         }
         self._server = server = Server(
@@ -215,7 +262,9 @@ class Daemon:
         await self._stop.wait()
 
     def stop(self) -> None:
-        """Ask to stop. Safe to repeat, safe in a signal handler of the loop."""
+        """Ask to stop; asked again, running requests are cancelled at once. Safe in a signal handler of the loop."""
+        if self._stop.is_set():
+            self._hurry.set()
         self._stop.set()
 
     async def close(self) -> None:
@@ -229,31 +278,39 @@ class Daemon:
                 handle.cancel()
         self.watch.stop()
         if self._server is not None:
-            finished = await self._server.drain(self._drain_s)
-            if not finished:
-                _log.warning("some requests did not finish within %g s and were cancelled", self._drain_s)
+            await self._drain(self._server)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(_CLOSE_S):
                 await self.query.close_all()
         if self._server is not None:
             await self._server.close()
         for task in list(self._tasks):
             task.cancel()
-        closing = threading.Thread(target=self.connections.close, name="hf-close", daemon=True)
-        closing.start()
-        await asyncio.to_thread(closing.join, 5.0)
+        with contextlib.suppress(TimeoutError):  # a driver that hangs in saying good-bye is left behind
+            async with asyncio.timeout(_CLOSE_S):
+                await self.workers.apart(self.connections.close)
         self.workers.close()
         self.store.close()
         _log.info("stopped")
+
+    async def _drain(self, server: Server) -> None:
+        """Let running requests finish, for a while or until somebody is in a hurry."""
+        draining = asyncio.ensure_future(server.drain(self._drain_s))
+        hurry = asyncio.ensure_future(self._hurry.wait())
+        await asyncio.wait({draining, hurry}, return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+        if not draining.done():
+            for session in server.sessions:
+                session.cancel_all()
+        if not await draining:
+            _log.warning("some requests did not finish within %g s and were cancelled", self._drain_s)
 
     # --- agent/* ---
 
     async def status(self, call: CallContext, params: protocol.StatusParams) -> protocol.StatusResult:
         """Describe the daemon."""
-        connectors = await self.connectors.list()
-        by_status: dict[str, int] = {}
-        for connector in connectors:
-            by_status[connector.status] = by_status.get(connector.status, 0) + 1
+        by_status = await self.connectors.count_by_status()
+        vault = await self.vault_verbs.status(quick=True)
         problems = await self.health.problems()
         return protocol.StatusResult(
             build=__version__,
@@ -266,8 +323,8 @@ class Daemon:
             config_file=str(self.paths.config_file) if self.paths.config_file.exists() else None,
             log=str(self.paths.log_file) if self.options.auto_started else None,
             state="draining" if self._stop.is_set() else "ready",
-            vault=str(self.vault.status().state),
-            connectors=len(connectors),
+            vault=vault["state"],
+            connectors=sum(by_status.values()),
             connectors_by_status=by_status,
             sessions=len(self.server.sessions),
             open_queries=self.query.open_count,
@@ -301,13 +358,16 @@ class Daemon:
 
     async def reload(self, call: CallContext, params: protocol.ReloadParams) -> protocol.ReloadResult:
         """Read the configuration again; a broken file changes nothing."""
-        fresh = await asyncio.to_thread(load_settings, self.paths.config_file, flags=self.options.flags)
+        fresh = await self.workers.apart(lambda: _settings(self.options))
         changed = changed_settings(self.settings, fresh)
         self.settings = fresh
-        self.policy = Policy(fresh.policy)
+        self.policy = Policy(fresh.policy, data_dir=self.paths.data_dir)
         self._drain_s = fresh.server.drain_s
         logging.getLogger().setLevel(logs.level_number(fresh.log.level))
         self.credentials.forget_references()
+        # The policy, and what references lead to, hold from the next use on.
+        policy_changed = any(name.startswith("policy.") for name in changed)
+        self.connections.drop_all(only_references=not policy_changed)
         _log.info("configuration read again: %s", ", ".join(changed) or "nothing changed")
         return protocol.ReloadResult(
             changed=changed, restart_needed=tuple(name for name in changed if name in RESTART_NEEDED)
@@ -351,16 +411,15 @@ class Daemon:
         self._tick = asyncio.get_running_loop().call_later(seconds, self._on_tick)
 
     def _on_tick(self) -> None:
+        self._schedule_tick()  # first: whatever goes wrong below, housekeeping goes on
         self.connections.evict()
         self._spawn(self.query.close_idle())
         idle = self.settings.server.idle_timeout_s
-        busy = self.server.sessions or self.query.open_count or self.server.in_flight
-        if busy:
+        if self.server.sessions or self.query.open_count or self.server.in_flight or self.discovery.running:
             self._touch()
         elif idle and time.monotonic() - self._last_activity >= idle:
             _log.info("stopping: nobody was here for %g s", idle)
             self.stop()
-        self._schedule_tick()
 
     def _feed_watchdog(self) -> None:
         """Feed systemd's watchdog from the loop itself, so that a blocked loop is seen."""
@@ -400,7 +459,8 @@ class _Lock:
         self._descriptor = -1
 
     def __enter__(self) -> None:
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with _reporting(f"the lock file {self._path} cannot be used"):
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -45,6 +45,7 @@ class CancelToken:
 
     @property
     def cancelled(self) -> bool:
+        """Whether the signal is set."""
         return self._cancelled
 
     def cancel(self) -> None:

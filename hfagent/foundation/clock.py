@@ -52,6 +52,7 @@ class Deadline:
         return None if self._at is None else max(0.0, self._at - self._clock.monotonic())
 
     def expired(self) -> bool:
+        """Tell whether the point has passed."""
         return self._at is not None and self._clock.monotonic() >= self._at
 
     def bounded(self, seconds: float) -> float:

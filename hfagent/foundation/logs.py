@@ -11,13 +11,15 @@ import logging
 import logging.handlers
 import os
 import sys
+import threading
 import time
 import traceback
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Final
+from types import TracebackType
+from typing import Any, Final
 
-from hfagent.foundation.redaction import _STANDARD, RedactingFilter
+from hfagent.foundation.redaction import _STANDARD, RedactingFilter, redact, redact_tree
 
 __all__ = ["level_number", "set_up"]
 
@@ -71,6 +73,8 @@ def set_up(
     for name in _CAPPED:
         logging.getLogger(name).setLevel(logging.WARNING)
     sys.excepthook = _log_uncaught
+    threading.excepthook = _log_uncaught_in_thread
+    sys.unraisablehook = _log_unraisable
     logging.captureWarnings(True)
     logging.raiseExceptions = False  # a failing handler must not print the record's arguments to stderr
 
@@ -79,7 +83,7 @@ class _PrivateFileHandler(logging.handlers.RotatingFileHandler):
     """Every file it opens, also the one after a rotation, is for the agent's user only."""
 
     def _open(self) -> TextIOWrapper:
-        return open(self.baseFilename, "a", encoding=self.encoding, errors=self.errors, opener=_open_private)  # noqa: PTH123
+        return open(self.baseFilename, "a", encoding=self.encoding, errors=self.errors, opener=_open_private)
 
 
 def _open_private(path: str, flags: int) -> int:
@@ -101,7 +105,14 @@ def _formatter(format: str) -> logging.Formatter:
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
-    return {key: value for key, value in record.__dict__.items() if key not in _STANDARD}
+    """The record's extra fields, redacted: the filter sees to texts only, and a field may be anything."""
+    return {key: _plain(value) for key, value in record.__dict__.items() if key not in _STANDARD}
+
+
+def _plain(value: object) -> object:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return redact_tree(value) if isinstance(value, str | dict | list | tuple) else redact(str(value))
 
 
 class _JsonFormatter(logging.Formatter):
@@ -115,7 +126,7 @@ class _JsonFormatter(logging.Formatter):
         }
         if record.exc_text:
             line["trace"] = record.exc_text
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return json.dumps(line, ensure_ascii=False, default=lambda value: redact(str(value)))
 
 
 class _TextFormatter(logging.Formatter):
@@ -133,7 +144,7 @@ class _JournalFormatter(logging.Formatter):
         prefix = f"<{_PRIORITY.get(record.levelname, 6)}>"
         extra = " ".join(f"{key}={value}" for key, value in _fields(record).items())
         text = f"{record.name.removeprefix('hfagent.')}: {record.getMessage()}" + (f" [{extra}]" if extra else "")
-        lines = [text, *(record.exc_text.split("\n") if record.exc_text else [])]
+        lines = [*text.split("\n"), *(record.exc_text.split("\n") if record.exc_text else [])]
         return "\n".join(prefix + _one_line(line) for line in lines)
 
 
@@ -142,9 +153,21 @@ def _one_line(text: str) -> str:
     return "".join(c if c.isprintable() or c == " " else repr(c)[1:-1] for c in text)
 
 
-def _log_uncaught(kind: type[BaseException], error: BaseException, trace: object) -> None:
+def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
         return
-    logging.getLogger("hfagent").critical("uncaught", exc_info=(kind, error, error.__traceback__))
-    if not logging.getLogger().handlers:
-        traceback.print_exception(error, limit=-3, file=sys.stderr)
+    root = logging.getLogger()
+    if root.handlers:
+        logging.getLogger("hfagent").critical("uncaught", exc_info=(kind, error, trace))
+    else:
+        sys.stderr.write(redact("".join(traceback.format_exception(error, limit=-3))))
+
+
+def _log_uncaught_in_thread(hook: threading.ExceptHookArgs) -> None:
+    if hook.exc_value is not None and not isinstance(hook.exc_value, SystemExit):
+        _log_uncaught(hook.exc_type, hook.exc_value, hook.exc_traceback)
+
+
+def _log_unraisable(hook: Any) -> None:
+    """What Python cannot raise, in a finalizer for instance. Python would print it to stderr, secrets and all."""
+    logging.getLogger("hfagent").error("%s", hook.err_msg or "an exception was ignored", exc_info=hook.exc_value)

@@ -27,4 +27,5 @@ class Backoff:
         return delay
 
     def reset(self) -> None:
+        """Begin anew: the next delay is the shortest."""
         self.attempt = 0

@@ -140,6 +140,7 @@ class ConnectorConfig(BaseModel):
 
     @classmethod
     def secret_fields(cls) -> tuple[str, ...]:
+        """Names of the fields that are sealed."""
         return cls.marked("x-secret")
 
     @classmethod

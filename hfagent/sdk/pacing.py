@@ -48,6 +48,7 @@ class Pacer:
 
     @property
     def troubled(self) -> bool:
+        """Whether connections were lost a moment ago."""
         with self._lock:
             return self._clock.monotonic() < self._troubled_until
 

@@ -50,7 +50,7 @@ class Stage:
 
         Raises `KeyError` for a code that is not in `CODES`: clients match on it.
         """
-        CODES[code]  # noqa: B018
+        CODES[code]
         self.warnings.append(redact(message))
         if self._warning is None:
             self._warning = (code, message, hint)

@@ -142,6 +142,7 @@ class Connection(asyncio.Protocol):
     # --- Outlet -------------------------------------------------------------------------------------------------------
 
     def send(self, body: bytes, encoding: Encoding, *, more: bool = False) -> None:
+        """Write one message; with `more`, wait for the next one before the kernel hears of it."""
         if self._transport is None or self._closing or self._transport.is_closing():
             return
         size = len(body)
@@ -165,15 +166,18 @@ class Connection(asyncio.Protocol):
         self._transport.write(frame)
 
     async def drained(self) -> None:
+        """Return when the client has taken enough of what was written."""
         while self.congested and not self._closing:  # whoever woke first may have filled the buffer again
             if self._drained is None:
                 self._drained = self._loop.create_future()
             await asyncio.shield(self._drained)
 
     def widen(self) -> None:
+        """Allow full-sized messages from now on: the client has introduced itself."""
         self._decoder.max_body = self._limits.body
 
     def close(self) -> None:
+        """Close after what is written has been read, within the linger time. Safe to repeat."""
         if self._closing or self._transport is None:
             return
         self._flush()

@@ -48,6 +48,7 @@ def load_settings(
         if value is not None:
             _put(tree, dotted, value, file)
             origins[dotted] = "the command line"
+    _refuse_booleans(tree, file)
     try:
         return Settings.model_validate(tree)
     except ValidationError as exc:
@@ -137,6 +138,17 @@ def _put(tree: dict[str, Any], dotted: str, value: Any, file: Path | None) -> No
     tree[name] = value
 
 
+def _refuse_booleans(tree: Mapping[str, Any], file: Path | None) -> None:
+    """`tcp_port = true` is no port, though Python counts it as 1."""
+    for dotted, field in setting_names().items():
+        section, _, name = dotted.rpartition(".")
+        inner = tree.get(section) if section else tree
+        if isinstance(inner, dict) and isinstance(inner.get(name), bool) and field.annotation is not bool:
+            raise ConfigError(
+                f"{file}: the setting {dotted} cannot be true or false", field=dotted, hint=field.description
+            )
+
+
 def _explain(exc: ValidationError, origins: Mapping[str, str], file: Path | None) -> ConfigError:
     first = exc.errors(include_url=False, include_input=False)[0]
     path = [str(part) for part in first["loc"]]
@@ -150,9 +162,9 @@ def _explain(exc: ValidationError, origins: Mapping[str, str], file: Path | None
         return ConfigError(f"{where}: there is no setting {name!r}", code="config.unknown_field", field=name, hint=hint)
     if name not in known:
         return _no_table(name, file)
-    reason = str(first["msg"]).removeprefix("Input should be ").removeprefix("Value error, ")
+    reason = str(first["msg"]).removeprefix("Input should be ").replace("tuple", "list")
     return ConfigError(
-        f"{where}: the setting {name} must be {reason}" if reason != first["msg"] else f"{where}: {name}: {reason}",
+        f"{where}: the setting {name} must be {reason}",
         field=name,
         hint=known[name].description,
     )

@@ -123,10 +123,11 @@ class Connections:
 
         self._workers.off_loop(close)
 
-    def drop_all(self) -> None:
-        """Forget every source: what a source was built from (policy, references) may have changed."""
-        for connector_id in list(self._sources):
-            self.drop(connector_id)
+    def drop_all(self, *, only_references: bool = False) -> None:
+        """Forget every source (or those with secrets from elsewhere): what they were built from may have changed."""
+        for connector_id, source in list(self._sources.items()):
+            if not only_references or _refers(source):
+                self.drop(connector_id)
 
     def renew(self, record: ConnectorRecord) -> None:
         """Take over a record whose change does not concern its connections."""
@@ -136,8 +137,7 @@ class Connections:
 
     def mistrust(self, source: Source, error: AgentError) -> None:
         """After a rejected sign-in with secrets from elsewhere: read them anew at the next use. From any thread."""
-        config = source.record.config
-        if error.code.startswith("auth.") and any(is_reference(value) for value in config.values()):
+        if error.code.startswith("auth.") and _refers(source):
             self._credentials.forget_references()
             if self._sources.get(source.record.id) is source:
                 self.drop(source.record.id)
@@ -297,6 +297,10 @@ class Connections:
         policy.check_type(cls.type_name)
         policy.check_config(cls.Config, config)
         return cls(cls.Config.parse(config), context)
+
+
+def _refers(source: Source) -> bool:
+    return any(map(is_reference, source.record.config.values()))
 
 
 def _eviction(source: Source) -> Callable[[], None]:

@@ -5,23 +5,28 @@ No other place invents warnings. Each check names what it found and, when that i
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import resource
+import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 from hfagent import __version__
+from hfagent.foundation.clock import SYSTEM_CLOCK, Clock
 from hfagent.foundation.errors import AgentError
 from hfagent.foundation.paths import AgentPaths
+from hfagent.model.connector import Connector
 from hfagent.model.settings import Settings
 from hfagent.sdk.registry import Registry
 from hfagent.services.apply import DirectoryWatch
-from hfagent.services.configuration import load_settings
+from hfagent.services.configuration import changed_settings, load_settings
 from hfagent.services.connectors import Connectors
 from hfagent.services.context import CallContext
 from hfagent.services.vault import VaultVerbs
@@ -34,6 +39,7 @@ Status = Literal["ok", "warning", "error", "info"]
 
 _LOW_DISK = 500 * 1024 * 1024
 _LOW_DESCRIPTORS = 1024
+_TESTS_AT_A_TIME = 8
 
 
 @dataclass(frozen=True)
@@ -61,8 +67,14 @@ class Health:
         watch: DirectoryWatch,
         workers: Workers,
         store_lane: Lane,
+        *,
+        flags: Mapping[str, Any] | None = None,
+        clock: Clock = SYSTEM_CLOCK,
     ) -> None:
+        """`flags` are the settings of the command line, as `load_settings` takes them."""
         self._paths = paths
+        self._flags = flags
+        self._clock = clock
         self._settings = settings
         self._store = store
         self._vault = vault
@@ -75,7 +87,7 @@ class Health:
     async def doctor(self, call: CallContext, *, connectors: bool = False) -> list[Finding]:
         """Run every check. With `connectors` each active connector is tested too."""
         call.progress({"kind": "begin", "title": "Doctor", "cancellable": True})
-        findings = await self._workers.call(self._lane, lambda: list(self._local()))
+        findings = await self._workers.apart(lambda: list(self._local()))
         findings += await self._vault_findings()
         findings += await self._connector_findings(call, test=connectors)
         call.progress({"kind": "end", "message": f"{len(findings)} checks"})
@@ -83,7 +95,7 @@ class Health:
 
     async def problems(self) -> list[Finding]:
         """What is wrong right now, cheaply: for `status`."""
-        found = await self._workers.call(self._lane, lambda: [*_check_disk(self._paths), *self._check_files()])
+        found = await self._workers.call(self._lane, lambda: list(self._current()))
         found += await self._vault_findings(quick=True)
         return [finding for finding in found if finding.status in ("warning", "error")]
 
@@ -96,12 +108,23 @@ class Health:
         )  # fmt: skip
         yield from _check_private(self._paths.data_dir, "data directory", directory=True)
         yield from _check_disk(self._paths)
+        for path, what in ((self._paths.vault_dir, "vault directory"), (self._paths.log_file.parent, "log directory")):
+            if path.exists():
+                yield from _check_private(path, what, directory=True)
         yield from self._check_store()
+        yield from self._check_clock()
         yield from self._check_config()
         yield from _check_socket(self._paths.socket)
         yield from _check_limits()
         yield from _check_environment()
         yield from self._check_drivers()
+        yield from self._check_files()
+
+    def _current(self) -> Iterator[Finding]:
+        yield from _check_disk(self._paths)
+        status = self._store.status()
+        if status.disk_full:
+            yield Finding("store", "error", "the disk is full", f"free some space on the file system of {status.path}")
         yield from self._check_files()
 
     def _check_store(self) -> Iterator[Finding]:
@@ -118,7 +141,18 @@ class Health:
             text = f"intact, {status.bytes / 1024:,.0f} KiB, SQLite {status.sqlite_version}"
             yield Finding("store", "ok", text, details=details)
         for warning in status.warnings:
-            yield Finding("store", "warning", warning)
+            yield Finding("store", "warning", warning, "move the data directory to a local disk (--data-dir)")
+
+    def _check_clock(self) -> Iterator[Finding]:
+        now, made = self._clock.now(), datetime.fromisoformat(self._store.created_at)
+        text = now.isoformat(timespec="seconds").replace("+00:00", "Z")
+        if now < made - timedelta(minutes=5):
+            yield Finding(
+                "clock", "error", f"it says {text}, which is before this agent was made ({made:%Y-%m-%d})",
+                "set the machine's clock (timedatectl set-ntp true)",
+            )  # fmt: skip
+        else:
+            yield Finding("clock", "ok", text)
 
     def _check_config(self) -> Iterator[Finding]:
         file = self._paths.config_file
@@ -126,9 +160,15 @@ class Health:
             yield Finding("configuration", "ok", f"defaults ({file} does not exist)")
             return
         try:
-            load_settings(file)
+            fresh = load_settings(file, flags=self._flags)
         except AgentError as exc:
-            yield Finding("configuration", "error", exc.message, exc.hint)
+            yield Finding("configuration", "error", exc.message, exc.hint or f"mend {file}, then: hfagent reload")
+            return
+        if changed := changed_settings(self._settings(), fresh):
+            yield Finding(
+                "configuration", "warning", f"{file} was changed since it was read: {', '.join(changed)}",
+                "run: hfagent reload (or restart the agent)",
+            )  # fmt: skip
             return
         if file.stat().st_mode & 0o022:
             yield Finding(
@@ -139,7 +179,13 @@ class Health:
 
     def _check_drivers(self) -> Iterator[Finding]:
         used = {record.type for record in self._store.connectors.list()}
-        for cls in self._registry.all():
+        classes = self._registry.all()
+        for name, reason in self._registry.broken.items():
+            yield Finding(
+                f"connector type {name}", "error" if name in used else "warning", f"cannot be loaded: {reason}",
+                "mend or uninstall the package that brings it, then restart the agent",
+            )  # fmt: skip
+        for cls in classes:
             driver = cls.driver
             if driver is None:
                 continue
@@ -165,14 +211,12 @@ class Health:
     # --- checks that ask other services ---
 
     async def _vault_findings(self, *, quick: bool = False) -> list[Finding]:
-        facts = await self._vault.status()
+        facts = await self._vault.status(quick=quick)
         if facts["state"] == "locked":
             return [
-                Finding(
-                    "vault", "error", f"locked: {facts.get('reason')}", facts.get("hint") or "see hfagent vault status"
-                )
+                Finding("vault", "error", f"locked: {facts['problem']}", facts["hint"] or "see hfagent vault status")
             ]
-        found = []
+        found = [Finding("vault", "warning", note, "see hfagent vault status") for note in facts["notes"]]
         if facts["unreadable"]:
             names = ", ".join(facts["unreadable"])
             found.append(
@@ -180,7 +224,7 @@ class Health:
                     "vault",
                     "error",
                     f"secrets cannot be opened: {names}",
-                    "enter them again: hfagent connector edit NAME",
+                    "enter them again: hfagent connector rotate NAME",
                 )
             )
         if facts["pending_rotation"]:
@@ -207,36 +251,47 @@ class Health:
         return found
 
     async def _connector_findings(self, call: CallContext, *, test: bool) -> list[Finding]:
-        found = []
-        for connector in await self._connectors.list():
+        limit = asyncio.Semaphore(_TESTS_AT_A_TIME)
+
+        async def look(connector: Connector) -> Finding | None:
             name = f"connector {connector.name}"
+            if connector.status == "disabled":
+                return Finding(name, "info", "disabled", f"hfagent connector enable {_quoted(connector)}")
             if connector.status != "active":
-                found.append(
-                    Finding(
-                        name,
-                        "warning",
-                        connector.status_reason or connector.status,
-                        f"hfagent connector show {connector.name!r}",
-                    )
-                )
-                continue
+                return Finding(
+                    name, "warning", connector.status_reason or connector.status,
+                    f"hfagent connector show {_quoted(connector)}",
+                )  # fmt: skip
             if not test:
-                if connector.last_test_ok is False:
-                    found.append(
-                        Finding(
-                            name,
-                            "warning",
-                            f"the last test failed ({connector.last_tested_at})",
-                            f"hfagent connector test {connector.name!r}",
-                        )
+                if connector.last_test_ok is not False:
+                    return None
+                return Finding(
+                    name, "warning", f"its last test failed ({connector.last_tested_at})",
+                    f"hfagent connector test {_quoted(connector)}",
+                )  # fmt: skip
+            async with limit:
+                try:
+                    report = await self._connectors.test(call, connector=connector.id, mode="quick")
+                except AgentError as exc:
+                    if exc.code == "cancelled":
+                        raise
+                    if exc.code == "connector.not_found":
+                        return None  # deleted meanwhile
+                    return Finding(
+                        name, "error", exc.message, exc.hint or f"hfagent connector show {_quoted(connector)}"
                     )
-                continue
-            report = await self._connectors.test(call, connector=connector.id, mode="quick")
-            if report.ok:
-                found.append(Finding(name, "ok", f"answers in {report.latency_ms:.0f} ms"))
-            elif report.error is not None:
-                found.append(Finding(name, "error", f"{report.error.stage}: {report.error.message}", report.error.hint))
-        return found
+            if report.error is None:
+                return Finding(name, "ok", f"answers in {report.latency_ms:.0f} ms")
+            hint = report.error.hint or f"hfagent connector test {_quoted(connector)}"
+            return Finding(name, "error", f"{report.error.stage}: {report.error.message}", hint)
+
+        found = await asyncio.gather(*(look(connector) for connector in await self._connectors.list()))
+        return [finding for finding in found if finding is not None]
+
+
+def _quoted(connector: Connector) -> str:
+    """The connector's name as a shell wants it."""
+    return shlex.quote(connector.name)
 
 
 def _check_private(path: Path, what: str, *, directory: bool = False) -> Iterator[Finding]:
@@ -268,14 +323,14 @@ def _check_socket(path: Path) -> Iterator[Finding]:
     try:
         mode = path.stat().st_mode & 0o777
     except FileNotFoundError:
-        yield Finding("socket", "info", f"{path} does not exist")
+        yield Finding("socket", "info", f"{path} does not exist (systemd may have handed over another one)")
         return
     if mode & 0o007:
         yield Finding(
             "socket",
             "error",
             f"{path} is open to everybody (mode {mode:o})",
-            "stop the agent, remove it, start the agent",
+            f"run: chmod 600 {path}",
         )
     else:
         yield Finding("socket", "ok", f"{path} (mode {mode:o})")
@@ -292,8 +347,7 @@ def _check_limits() -> Iterator[Finding]:
         )
     else:
         yield Finding("open files", "ok", f"limit {soft}")
-    core = resource.getrlimit(resource.RLIMIT_CORE)[0]
-    if core not in (0,):
+    if resource.getrlimit(resource.RLIMIT_CORE)[0] != 0:
         yield Finding(
             "core dumps",
             "warning",

@@ -23,10 +23,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 
-from tests.fixtures.daemon import REPOSITORY, RunningServer  # noqa: E402
-
-from hfagent.transport.encoding import encode  # noqa: E402
-from hfagent.transport.framing import Encoding, FrameDecoder, encode_frame  # noqa: E402
+from hfagent.transport.encoding import encode
+from hfagent.transport.framing import Encoding, FrameDecoder, encode_frame
+from tests.fixtures.daemon import REPOSITORY, RunningServer
 
 ROUNDS = 3000
 WINDOW = 32
@@ -128,7 +127,9 @@ def median_ms(action: Callable[[], None]) -> float:
 def child_server(kind: str, directory: Path) -> tuple[subprocess.Popen[bytes], str]:
     process = subprocess.Popen(
         [sys.executable, __file__, "--serve", kind, str(directory)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=REPOSITORY,
     )
     assert process.stdout is not None
     return process, process.stdout.readline().decode().strip()
@@ -166,7 +167,9 @@ def main() -> None:
                 samples[name] += round_trips(client, encoding)
         base = statistics.median(samples["bare echo, framing only"])
         base_json = statistics.median(samples["bare echo, json decoded and encoded"])
-        print(f"{'round trip over a unix socket':40} {'p50 µs':>8} {'p99 µs':>8} {'x frame':>8} {'x json':>8} {'msgs/s, 32 in flight':>22}")
+        print(
+            f"{'round trip over a unix socket':40} {'p50 µs':>8} {'p99 µs':>8} {'x frame':>8} {'x json':>8} {'msgs/s, 32 in flight':>22}"
+        )
         for name, client, encoding in clients:
             times = sorted(samples[name])
             middle, late = statistics.median(times), times[int(len(times) * 0.99)]

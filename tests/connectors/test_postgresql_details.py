@@ -403,6 +403,50 @@ def test_definitions_are_complete(connect: Callable[..., tuple[Any, Any]], sourc
     assert not session.touched
 
 
+def make_tables(source: PostgresSource, count: int) -> None:
+    """Many small tables: more than one page of the catalogue."""
+    source.execute(
+        f"DO $$ BEGIN FOR i IN 1..{count} LOOP "
+        """EXECUTE format('CREATE TABLE "hf data".t_%s (id int PRIMARY KEY, n int DEFAULT 1)', i); END LOOP; END $$"""
+    )
+
+
+def test_a_stream_that_cannot_be_described_costs_only_itself(
+    connect: Callable[..., tuple[Any, Any]], source: PostgresSource
+) -> None:
+    make_tables(source, 150)
+    schema = source.quote("hf data")
+    source.execute(f"CREATE FUNCTION {schema}.lost() RETURNS int LANGUAGE sql AS 'SELECT 1'")
+    source.execute(f"ALTER TABLE {schema}.t_77 ALTER n SET DEFAULT {schema}.lost()")
+    with psycopg.connect(source.database.dsn(), autocommit=True) as admin:  # a damaged catalogue, as disks make them
+        admin.execute("SET allow_system_table_mods = on")
+        admin.execute("DELETE FROM pg_proc WHERE proname = 'lost'")
+    connector, session = connect()
+    found = {s.name: s for s in connector.read_schema(session, SchemaRequest())}
+    assert len(found) == 150
+    assert found.pop("t_77").warnings[0].startswith("cannot be described: ")
+    assert {tuple(c.name for c in s.columns) for s in found.values()} == {("id", "n")}
+    assert all(s.primary_key == ("id",) for s in found.values())
+    assert session.idle
+
+
+def test_discovery_may_be_left_in_the_middle(connect: Callable[..., tuple[Any, Any]], source: PostgresSource) -> None:
+    make_tables(source, 250)
+    connector, session = connect()
+    streams = connector.read_schema(session, SchemaRequest())
+    next(streams)
+    streams.close()
+    assert session.idle
+    assert connector.reset(session)
+    cancel = CancelToken()
+    streams = connector.read_schema(session, SchemaRequest(cancel=cancel))
+    next(streams)
+    cancel.cancel()
+    with pytest.raises(Cancelled):
+        list(streams)
+    assert not session.idle or connector.is_alive(session, 5)
+
+
 def test_partly_readable_stream(connect: Callable[..., tuple[Any, Any]], source: PostgresSource) -> None:
     source.create("people", {"id": "integer", "salary": "integer"}, [["1", "2"]])
     source.execute(f"REVOKE ALL ON {source.qualified('people')} FROM {source.account}")

@@ -29,7 +29,12 @@ def test_an_actor_may_do_what_he_was_given(server: RunningServer) -> None:
         "test/secret": {"secret"},
     }
     for method, needed in cases.items():
-        for granted in ({"read"}, {"read", "operate"}, {"read", "operate", "admin"}, {"read", "operate", "admin", "secret"}):
+        for granted in (
+            {"read"},
+            {"read", "operate"},
+            {"read", "operate", "admin"},
+            {"read", "operate", "admin", "secret"},
+        ):
             with server.raw() as client:
                 (session,) = server.server.sessions
                 session.actor = Actor("platform", frozenset(granted))
@@ -67,7 +72,9 @@ def test_another_user(start_server: StartServer, tmp_path: Path, guest: bool) ->
     for directory in tmp_path.parents:
         if not os.stat(directory).st_mode & 0o001:
             pytest.skip(f"{directory} cannot be entered by another user")
-    done = subprocess.run([sys.executable, "-c", CONNECT_AS, str(server.path), str(uid)], capture_output=True, text=True, cwd="/")
+    done = subprocess.run(
+        [sys.executable, "-c", CONNECT_AS, str(server.path), str(uid)], capture_output=True, text=True, cwd="/"
+    )
     assert done.returncode == 0, done.stderr
     assert (int(done.stdout) > 0) is guest
 
@@ -191,7 +198,11 @@ def test_strangers_do_not_take_the_places_of_clients(start_server: StartServer) 
 
 def test_nothing_listens_beyond_loopback(start_server: StartServer) -> None:
     server = start_server(tcp=True)
-    inodes = {os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")}
+    inodes = {
+        os.readlink(f"/proc/self/fd/{fd}")
+        for fd in os.listdir("/proc/self/fd")
+        if os.path.exists(f"/proc/self/fd/{fd}")
+    }
     listening = []
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/self/net/{table}").read_text().splitlines()[1:]:

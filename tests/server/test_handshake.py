@@ -19,7 +19,11 @@ from tests.fixtures.daemon import RunningServer, StartServer, wait_until
         None,
         {},
         {"processId": 1, "rootUri": None, "capabilities": {}, "somethingNew": [1, {"a": 2}]},
-        {"processId": None, "clientInfo": {"name": "an editor"}, "capabilities": {"general": {"positionEncodings": ["utf-8"]}}},
+        {
+            "processId": None,
+            "clientInfo": {"name": "an editor"},
+            "capabilities": {"general": {"positionEncodings": ["utf-8"]}},
+        },
         {"capabilities": None, "clientInfo": 7, "initializationOptions": "x", "processId": "y"},
     ],
 )
@@ -56,7 +60,13 @@ def test_hello(server: RunningServer) -> None:
             "client": "hfagent lsp",
             "cwd": "/x",
             "pid": 1,
-            "env": {"PGUSER": "u", "PGPASSWORD": "canary-pg", "SECRET_KEY": "canary-key", "LANG": "C", "https_proxy": "p"},
+            "env": {
+                "PGUSER": "u",
+                "PGPASSWORD": "canary-pg",
+                "SECRET_KEY": "canary-key",
+                "LANG": "C",
+                "https_proxy": "p",
+            },
             "required": ["progress", "test/echo", "time-travel"],
         }
         result = client.ask("agent/hello", params)["result"]

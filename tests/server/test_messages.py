@@ -167,7 +167,17 @@ def test_a_reply_uses_the_encoding_of_its_request(server: RunningServer) -> None
 
 def test_notifications_are_never_answered(server: RunningServer) -> None:
     with server.raw() as client:
-        for method in ("initialized", "$/setTrace", "$/nonsense", "no/such", "test/echo", "test/fail", "agent/shutdown", "", "x" * 999):
+        for method in (
+            "initialized",
+            "$/setTrace",
+            "$/nonsense",
+            "no/such",
+            "test/echo",
+            "test/fail",
+            "agent/shutdown",
+            "",
+            "x" * 999,
+        ):
             for params in (None, {}, {"nonsense": 1}, [1]):
                 client.notify(method, params)
         client.send({"method": "test/echo"})
@@ -260,8 +270,36 @@ def test_failures(server: RunningServer, caplog: pytest.LogCaptureFixture) -> No
 
 # --- grammar fuzz -----------------------------------------------------------------------------------------------------
 
-METHOD_NAMES = ["test/echo", "test/blob", "test/fail", "agent/status", "rpc.discover2", "no/such", "", "initialize", "agent/hello", "$/x"]
-ODD: list[Any] = [None, True, False, 0, -1, 1.5, 2**63, 2**64 - 1, "", "x", "\U0001f600", [], {}, [[]], {"a": {}}, {"id": 1}]
+METHOD_NAMES = [
+    "test/echo",
+    "test/blob",
+    "test/fail",
+    "agent/status",
+    "rpc.discover2",
+    "no/such",
+    "",
+    "initialize",
+    "agent/hello",
+    "$/x",
+]
+ODD: list[Any] = [
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1.5,
+    2**63,
+    2**64 - 1,
+    "",
+    "x",
+    "\U0001f600",
+    [],
+    {},
+    [[]],
+    {"a": {}},
+    {"id": 1},
+]
 
 
 def random_message(rng: random.Random, number: int) -> tuple[Any, bool]:
@@ -270,7 +308,13 @@ def random_message(rng: random.Random, number: int) -> tuple[Any, bool]:
     message: dict[str, Any] = {"jsonrpc": "2.0", "id": request_id, "method": rng.choice(METHOD_NAMES)}
     if rng.random() < 0.7:
         message["params"] = rng.choice(
-            [{"text": "x"}, {"number": rng.randint(-5, 200)}, {"how": rng.choice(["source", "x"])}, {"size": 10}, rng.choice(ODD)]
+            [
+                {"text": "x"},
+                {"number": rng.randint(-5, 200)},
+                {"how": rng.choice(["source", "x"])},
+                {"size": 10},
+                rng.choice(ODD),
+            ]
         )
     for _ in range(rng.choice([0, 0, 1, 1, 2])):
         key = rng.choice(["jsonrpc", "id", "method", "params", "extra", "result"])
@@ -331,7 +375,9 @@ def test_mutation_fuzz(server: RunningServer, encoding: Encoding) -> None:
     rng = random.Random(encoding)
     with server.raw(encoding=encoding) as client:
         for number in range(1000):
-            body = bytearray(encode({"jsonrpc": "2.0", "id": number, "method": "test/echo", "params": {"text": "héllo"}}, encoding))
+            body = bytearray(
+                encode({"jsonrpc": "2.0", "id": number, "method": "test/echo", "params": {"text": "héllo"}}, encoding)
+            )
             for _ in range(rng.randint(1, 4)):
                 place = rng.randrange(len(body)) if body else 0
                 match rng.randrange(4):

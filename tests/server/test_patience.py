@@ -72,7 +72,9 @@ def test_a_message_by_the_drop(start_server: StartServer) -> None:
 def test_a_slow_but_steady_message_is_taken(start_server: StartServer) -> None:
     server = start_server(limits=Limits(frame_grace_s=0.2, frame_rate=1000))
     with server.raw() as client:
-        message = encode_frame(b'{"jsonrpc":"2.0","id":"slow","method":"test/echo","params":{"text":"%b"}}' % (b"x" * 60_000))
+        message = encode_frame(
+            b'{"jsonrpc":"2.0","id":"slow","method":"test/echo","params":{"text":"%b"}}' % (b"x" * 60_000)
+        )
         for start in range(0, len(message), 2000):
             client.send_bytes(message[start : start + 2000])
             time.sleep(0.08)

@@ -108,5 +108,3 @@ def test_thirty_requests_side_by_side(server: RunningServer) -> None:
         assert [reply.number for reply in replies] == [n % 100 for n in range(30)]
 
     scenario(server, test)
-
-

@@ -15,7 +15,7 @@ def register(commands: Commands) -> None:
         "completion", "Print a completion script for your shell.", _completion,
         epilog='bash: hfagent completion bash > ~/.local/share/bash-completion/completions/hfagent',
     )  # fmt: skip
-    verb.add_argument("shell", choices=("bash", "zsh", "tcsh"))
+    verb.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="Your shell.")
 
 
 def _completion(app: App, args: argparse.Namespace) -> int:

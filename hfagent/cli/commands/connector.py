@@ -49,7 +49,12 @@ def register(commands: Commands) -> None:
     )
     verb.add_argument("--production", action="store_true", help="Clients ask before anything unusual.")
     verb.add_argument("--schedule", metavar="CRON", help="Attach a schedule (connectors/bootstrap).")
-    verb.add_argument("--schedule-mode", choices=("incremental", "full"), default="incremental")
+    verb.add_argument(
+        "--schedule-mode",
+        choices=("incremental", "full"),
+        default="incremental",
+        help="Changed rows only (default), or all.",
+    )
     verb.add_argument("--config-file", metavar="PATH", help="Read the fields from a JSON or TOML file; - is stdin.")
     verb.add_argument("--no-test", action="store_true", help="Save without testing.")
     verb.add_argument("--advanced", action="store_true", help="Ask for advanced fields too.")
@@ -67,7 +72,7 @@ def register(commands: Commands) -> None:
         "--production", action=argparse.BooleanOptionalAction, help="Clients ask before anything unusual."
     )
     verb.add_argument("--schedule", metavar="CRON", help="Attach or change the schedule.")
-    verb.add_argument("--schedule-mode", choices=("incremental", "full"))
+    verb.add_argument("--schedule-mode", choices=("incremental", "full"), help="Changed rows only, or all.")
 
     for word, status in (("enable", "active"), ("disable", "disabled")):
         verb = group.verb(word, f"{word.capitalize()} a connector.", _status)
@@ -84,11 +89,16 @@ def register(commands: Commands) -> None:
     )  # fmt: skip
     verb.add_argument("connector", nargs="?", help="Id or name.")
     verb.add_argument("--type", help="Test a configuration of this type that is not stored.")
-    verb.add_argument("--mode", choices=("quick", "standard", "deep"), default="standard")
+    verb.add_argument(
+        "--mode",
+        choices=("quick", "standard", "deep"),
+        default="standard",
+        help="How far the test goes (default standard).",
+    )
 
     verb = group.verb("history", c.TEST_HISTORY.title, _history)
     _name(verb)
-    verb.add_argument("--limit", type=int, default=20)
+    verb.add_argument("--limit", type=int, default=20, help="Results to show (default 20).")
 
     verb = group.verb("models", c.MODELS.title, _models, aliases=("streams",))
     _name(verb)

@@ -16,8 +16,10 @@ def register(commands: Commands) -> None:
     verb.add_argument(
         "--idle-timeout", type=float, metavar="S", help="Exit after so many seconds without clients; 0 = never."
     )
-    verb.add_argument("--log-level", choices=("debug", "info", "warning", "error"))
-    verb.add_argument("--log-format", choices=("auto", "text", "json", "journal"))
+    verb.add_argument(
+        "--log-level", choices=("debug", "info", "warning", "error"), help="Least severe level that is logged."
+    )
+    verb.add_argument("--log-format", choices=("auto", "text", "json", "journal"), help="How log lines look.")
     verb.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
     commands.verb("rpc", "Connect stdin and stdout to the daemon (JSON-RPC), starting it when none runs.", _rpc)
 

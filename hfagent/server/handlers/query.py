@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -12,13 +11,12 @@ from hfagent.protocol import query as q
 from hfagent.protocol.agent import Done
 from hfagent.server.dispatch import Handler
 from hfagent.services.context import CallContext
-from hfagent.services.policy import Policy
 from hfagent.services.query import Query
 
 __all__ = ["query_handlers"]
 
 
-def query_handlers(query: Query, policy: Callable[[], Policy]) -> dict[str, Handler]:
+def query_handlers(query: Query) -> dict[str, Handler]:
     """Return the handlers of the namespace."""
 
     async def execute(call: CallContext, p: q.ExecuteParams) -> QueryPage:
@@ -42,9 +40,8 @@ def query_handlers(query: Query, policy: Callable[[], Policy]) -> dict[str, Hand
         return await query.explain(call, p.connector, p.sql, timeout_s=p.timeout_s)
 
     async def export(call: CallContext, p: q.ExportParams) -> ExportReport:
-        path = policy().check_export(Path(p.path))
         return await query.export(
-            call, p.connector, p.sql, path, params=p.params, format=p.format, max_rows=p.max_rows, timeout_s=p.timeout_s,
+            call, p.connector, p.sql, Path(p.path), params=p.params, format=p.format, max_rows=p.max_rows, timeout_s=p.timeout_s,
             overwrite=p.overwrite,
         )  # fmt: skip
 
