@@ -208,7 +208,8 @@ def _upstream(reading: int, connection: int) -> None:
             _write(connection, data)
         end.shutdown(_socket.SHUT_WR)
     except OSError:
-        pass  # the daemon is gone: the main thread sees the end of its stream
+        # The daemon is gone. A client that is stuck in writing to us must hear of it, or it never comes to read the rest.
+        os.close(reading)
     finally:
         end.detach()
 

@@ -29,6 +29,9 @@ _CONNECT_S: Final = 5.0
 _START_S: Final = 10.0
 _IDLE_S: Final = 1800
 
+_NOBODY: Final = (FileNotFoundError, NotADirectoryError, ConnectionRefusedError)
+"""What connecting raises when no daemon runs."""
+
 # Meant for the process that systemd started, not for a daemon that one of its descendants starts.
 _NOT_INHERITED: Final = frozenset(
     {"LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "INVOCATION_ID"}
@@ -44,7 +47,7 @@ def connect(paths: AgentPaths | None = None, *, start: bool = True, timeout: flo
     address = UnixAddress(str(paths.socket))
     try:
         return connect_to(address)
-    except (FileNotFoundError, ConnectionRefusedError):
+    except _NOBODY:
         if not start:
             raise AgentError(
                 f"no agent runs (nobody listens on {address})",
@@ -102,7 +105,7 @@ def _start(paths: AgentPaths, deadline: float) -> None:
         _lock(lock, deadline, paths)
         try:
             connect_to(UnixAddress(str(paths.socket))).close()
-        except (FileNotFoundError, ConnectionRefusedError):
+        except _NOBODY:
             _spawn(paths, deadline)
         except OSError as exc:
             raise _unreachable(paths.socket, exc) from exc

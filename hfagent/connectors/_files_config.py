@@ -112,7 +112,11 @@ class CsvConfig(QueryFields):
         max_length=100, show_when=_TEXT,
     )  # fmt: skip
     decimal: Literal[".", ","] = field(
-        ".", description="Decimal sign.", group="Values", enum_titles={".": "1.5", ",": "1,5"}, show_when=_TEXT
+        ".",
+        description="Sign before the decimals.",
+        group="Values",
+        enum_titles={".": "1.5", ",": "1,5"},
+        show_when=_TEXT,
     )
     thousands: Literal["", ".", ",", " ", "'"] = field(
         "", description="Sign between groups of three digits; empty = none.", group="Values",

@@ -286,8 +286,9 @@ class FileSession:
         try:
             watch.start()
             watch.check()
+            statement = _only_statement(engine, sql)
             engine.execute("BEGIN TRANSACTION READ ONLY")
-            result = engine.execute(sql, list(params) if isinstance(params, tuple) else params or None)
+            result = engine.execute(statement, list(params) if isinstance(params, tuple) else params or None)
             if result.description is None:
                 raise UserError("the statement gives no rows", code="query.failed")
             reader = result.to_arrow_reader(rows_per_batch)
@@ -350,6 +351,22 @@ class FileSession:
                 continue
             except duckdb.Error:
                 return  # no transaction was open
+
+
+def _only_statement(engine: Any, sql: str) -> Any:
+    """Parse with the engine's own parser and let only one reading statement through.
+
+    Locked settings and a read-only transaction do not stop everything: `PRAGMA enable_profiling` would print the plan to
+    standard output, which belongs to the protocol.
+    """
+    statements = engine.extract_statements(sql)
+    if len(statements) != 1:
+        code = "guard.multi_statement" if statements else "query.syntax"
+        raise UserError(f"expected one statement, found {len(statements)}", code=code, hint="send one statement at a time")
+    kind = statements[0].type.name
+    if kind not in ("SELECT", "EXPLAIN"):
+        raise UserError(f"{kind} statements are not allowed: files can only be read", code="guard.write_blocked")
+    return statements[0]
 
 
 def _joined(batches: list[pa.RecordBatch]) -> Iterable[pa.RecordBatch]:

@@ -169,7 +169,8 @@ class SheetRows:
                     f"{self._sheet} has {about['merged']} merged ranges; the value is in the first cell only"
                 )
             # The parser leaves out empty columns on the left; a range counts them.
-            margin = [None] * about["start"][1] if about.get("start") and self._config.range else []
+            start: Any = about.get("start")
+            margin = [None] * start[1] if start and self._config.range else []
             row_number = 0
             judged = False
             for block in lines:

@@ -29,7 +29,7 @@ from hfagent.connectors._files_rows import Refused, exact_batches, fast_batches,
 from hfagent.connectors._files_sniff import column_names, has_header
 from hfagent.connectors._files_source import SourceFile, changed, open_source, unchanged, unpacked
 from hfagent.connectors._files_text import BadRow, detect_encoding
-from hfagent.connectors._files_types import ColumnKinds, quoted, settle_types, text_literal, value_sql
+from hfagent.connectors._files_types import ColumnKinds, quoted, settle_types, text_literal, values_of
 from hfagent.connectors._files_watch import Watch
 from hfagent.foundation.atomic import make_private_directory, write_atomic
 from hfagent.foundation.cancellation import CancelToken
@@ -246,13 +246,13 @@ class _Building:
             select = []
             for index, (column, name) in enumerate(zip(raw, self._names, strict=True)):
                 found = settled[index]
-                value = value_sql(column, self._nulls, trim=found.cast is not None)
-                sql = found.cast.replace("{v}", value) if found.cast else value
+                sql = found.cast.replace("{v}", column) if found.cast else column
                 select.append(f"{sql} AS {quoted(name)}")
                 columns.append((name, found.type, found.native))
                 self._warnings += [f"{file.shown}: {warning}" for warning in found.warnings]
             self._check()
-            engine.execute(f"CREATE TABLE staged.main.rows AS SELECT {', '.join(select)} FROM raw")
+            values = values_of("raw", raw, self._nulls, trimmed=[found.cast is not None for found in settled])
+            engine.execute(f"CREATE TABLE staged.main.rows AS SELECT {', '.join(select)} FROM {values}")
             rows = engine.execute("SELECT count(*) FROM staged.main.rows").fetchone()[0]
         self._store_bad_rows()
         engine.execute("CHECKPOINT staged")

@@ -16,7 +16,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from hfagent.connectors._files_config import CsvConfig
 from hfagent.foundation.errors import ConfigError, SourceError
@@ -56,7 +56,7 @@ class Dialect:
     escapechar: str
     comment: str
 
-    def reader_options(self) -> dict[str, object]:
+    def reader_options(self) -> dict[str, Any]:
         return {
             "delimiter": self.delimiter,
             "quotechar": self.quotechar or None,
@@ -108,16 +108,16 @@ def detect_encoding(
     if config.encoding != "auto":
         name = codecs.lookup(config.encoding).name
         if name in ("utf-16", "utf-32"):
-            name += "-le"  # without a mark; what nearly every writer means
+            name = f"{name}-le"  # without a mark; what nearly every writer means
         if name != "utf-8":
             return Encoding(name)
         found = _strict_utf8(handle, head, quote, head_only)
         if isinstance(found, int):
             return Encoding("utf-8", quotes=found)
         raise _undecodable("utf-8", found, shown)
-    if name := _utf16_without_mark(head):
-        warning = f"{shown}: looks like UTF-16 without a byte order mark and is read as {name}"
-        return Encoding(name, reason="every other byte is zero", confidence=0.8, warning=warning)
+    if guess := _utf16_without_mark(head):
+        warning = f"{shown}: looks like UTF-16 without a byte order mark and is read as {guess}"
+        return Encoding(guess, reason="every other byte is zero", confidence=0.8, warning=warning)
     found = _strict_utf8(handle, head, quote, head_only)
     if isinstance(found, int):
         return Encoding("utf-8", reason="valid UTF-8", quotes=found)
@@ -294,22 +294,22 @@ class read_records:
 
     def __iter__(self) -> Iterator[Record | BadRow]:
         options = self._dialect.reader_options()
-        reader = csv.reader(self._lines(), **options)  # type: ignore[call-overload]
+        reader = csv.reader(self._lines(), **options)
         while True:
             self._pending, self._size = [], 0
             try:
                 fields = next(reader)
-                if len(self._pending) > 1 and self.exhausted and self._never_closed():
+                if self._pending and self.exhausted and self._never_closed():
                     raise _TooLong
             except StopIteration:
                 return
             except _TooLong:
                 yield self._give_back("a quoted field is not closed")
-                reader = csv.reader(self._lines(), **options)  # type: ignore[call-overload]
+                reader = csv.reader(self._lines(), **options)
                 continue
             except csv.Error as exc:
                 yield self._give_back(str(exc))
-                reader = csv.reader(self._lines(), **options)  # type: ignore[call-overload]
+                reader = csv.reader(self._lines(), **options)
                 continue
             if fields:
                 yield Record(self._line - len(self._pending) + 1, fields)
@@ -317,7 +317,7 @@ class read_records:
     def _never_closed(self) -> bool:
         options = self._dialect.reader_options() | {"strict": True}
         try:
-            list(csv.reader(iter(self._pending), **options))  # type: ignore[call-overload]
+            list(csv.reader(iter(self._pending), **options))
         except csv.Error as exc:
             return "unexpected end of data" in str(exc)
         return False

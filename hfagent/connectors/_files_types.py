@@ -17,13 +17,14 @@ from typing import Any
 
 from hfagent.connectors._files_config import CsvConfig
 
-__all__ = ["Candidate", "ColumnKinds", "Settled", "quoted", "settle_types", "text_literal"]
+__all__ = ["Candidate", "ColumnKinds", "Settled", "quoted", "settle_types", "text_literal", "values_of"]
 
 ColumnKinds = frozenset[str]
 """What a reader that knows values by kind has met: bool, int, float, number, string, date, datetime, time, other, nested."""
 
 _SCALES = (2, 4, 6, 9)
 _ISO_DATE = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
+_SLASHED_DATE = r"[0-9]{4}/[0-9]{2}/[0-9]{2}"
 _CLOCK = r"[0-9]{2}:[0-9]{2}(:[0-9]{2}([.,][0-9]{1,6})?)?"
 _ZONE = r"(Z|[+-][0-9]{2}(:?[0-9]{2})?)"
 
@@ -92,7 +93,7 @@ class _Rules:
             Candidate("decimal", number, plain, "", "", ("float",)),
             Candidate("float", f"{number}([eE][-+]?[0-9]{{1,3}})?", _finite(plain), "float64", "DOUBLE"),
             Candidate("date", _ISO_DATE, "try_cast({v} AS DATE)", "date", "DATE", ("timestamp",)),
-            Candidate("slashed", _ISO_DATE.replace("-", "/"), "try_cast(replace({v}, '/', '-') AS DATE)", "date", "DATE"),
+            Candidate("slashed", _SLASHED_DATE, "try_cast(replace({v}, '/', '-') AS DATE)", "date", "DATE"),
             Candidate("timestamp", f"{_ISO_DATE}([ T]{_CLOCK})?", local(iso), *stamp),
             Candidate("instant", f"{_ISO_DATE}[ T]{_CLOCK} ?{_ZONE}",
                       "try_cast(replace({v}, ',', '.') AS TIMESTAMPTZ)", "timestamptz", "TIMESTAMP WITH TIME ZONE"),
@@ -158,22 +159,32 @@ def settle_types(
         config = config.model_copy(update={"decimal": ".", "thousands": ""})
     rules = _Rules(config)
     limit = max(50, min(1000, _CELLS_PER_SAMPLE // max(1, len(columns))))
-    rows = engine.execute(f"SELECT {', '.join(columns)} FROM {table} LIMIT {limit}").fetchall()
     ignored = set(nulls)
+    samples = _samples(engine, table, columns, limit)
     open_: dict[int, list[str]] = {}
     for index in range(len(columns)):
         kind = kinds[index]
         if kind is not None and "nested" in kind and kind <= {"nested"}:
             settled[index] = Settled("json", "JSON")
             continue
-        sample = {v.strip() for row in rows if (v := row[index]) is not None} - ignored
+        sample = samples[index] - ignored
         order = _order(kind, rules, config)
         found = [n for n in order if all(rules.compiled[n].fullmatch(v) for v in sample)]
-        if found and (sample or _more_rows(engine, table, columns[index], nulls)):
+        if found:
             open_[index] = found
     for index, outcome in _verify(engine, table, columns, names, rules, config, open_, nulls).items():
         settled[index] = outcome
     return settled
+
+
+def _samples(engine: Any, table: str, columns: Sequence[str], limit: int) -> list[set[str]]:
+    """The distinct values of each column among the first rows; wide tables in parts, for the engine's memory's sake."""
+    found: list[set[str]] = []
+    for start in range(0, len(columns), _COLUMNS_PER_QUERY):
+        part = columns[start : start + _COLUMNS_PER_QUERY]
+        rows = engine.execute(f"SELECT {', '.join(part)} FROM {table} LIMIT {limit}").fetchall()
+        found += [{v.strip() for row in rows if (v := row[index]) is not None} for index in range(len(part))]
+    return found
 
 
 def _order(kind: ColumnKinds | None, rules: _Rules, config: CsvConfig) -> tuple[str, ...]:
@@ -183,19 +194,18 @@ def _order(kind: ColumnKinds | None, rules: _Rules, config: CsvConfig) -> tuple[
     return order
 
 
-def _more_rows(engine: Any, table: str, column: str, nulls: Sequence[str]) -> bool:
-    """Whether a column that is empty in the sample has a value at all."""
-    found = engine.execute(f"SELECT 1 FROM {table} WHERE {value_sql(column, nulls)} IS NOT NULL LIMIT 1").fetchone()
-    return found is not None
+def values_of(table: str, columns: Sequence[str], nulls: Sequence[str], *, trimmed: Sequence[bool] | None = None) -> str:
+    """A sub-select over `table` in which null texts are NULL, and blanks around the value gone where `trimmed` says so.
 
-
-def value_sql(column: str, nulls: Sequence[str], *, trim: bool = True) -> str:
-    """The value of a column with null texts replaced by NULL."""
-    value = f"trim({column}, ' \t')" if trim else column
-    # A chain of NULLIF, not IN: the engine turns longer lists into a join, and a join forgets the order of rows.
-    for null in nulls:
-        value = f"nullif({value}, {text_literal(null)})"
-    return value
+    Inequalities instead of NOT IN: the engine turns a longer list into a join, and a join forgets the order of rows. No
+    NULLIF either: it repeats its argument, and a chain of five repeats it 32 times.
+    """
+    inner, outer = [], []
+    for index, column in enumerate(columns):
+        inner.append(f"trim({column}, ' \t') AS {column}" if trimmed is None or trimmed[index] else column)
+        different = " AND ".join(f"{column} <> {text_literal(null)}" for null in nulls)
+        outer.append(f"CASE WHEN {different} THEN {column} END AS {column}" if nulls else column)
+    return f"(SELECT {', '.join(outer)} FROM (SELECT {', '.join(inner)} FROM {table}))"
 
 
 def _verify(
@@ -208,15 +218,17 @@ def _verify(
         todo = list(open_)
         for start in range(0, len(todo), _COLUMNS_PER_QUERY):
             part = todo[start : start + _COLUMNS_PER_QUERY]
-            answers = engine.execute(
-                "SELECT "
-                + ", ".join(x for i in part for x in _checks(rules, open_[i][0], columns[i], nulls))
-                + f" FROM {table}"
-            ).fetchone()
+            checks = ", ".join(check for i in part for check in _checks(rules, open_[i][0], columns[i]))
+            values = values_of(table, [columns[i] for i in part], nulls)
+            answers = engine.execute(f"SELECT {checks} FROM {values}").fetchone()
             for position, index in enumerate(part):
                 candidate = rules.all[open_[index][0]]
-                misfits, first, second, extra = answers[position * 4 : position * 4 + 4]
-                result = _judge(candidate, misfits, first, second, extra, names[index], config, rules)
+                misfits, first, second, count = answers[position * 4 : position * 4 + 4]
+                if not count:  # nothing but NULLs proves no type
+                    del open_[index]
+                    outcome[index] = Settled()
+                    continue
+                result = _judge(candidate, misfits, first, second, names[index], config, rules)
                 if result is None:
                     open_[index].pop(0)
                     if not open_[index]:
@@ -228,28 +240,27 @@ def _verify(
     return outcome
 
 
-def _checks(rules: _Rules, name: str, column: str, nulls: Sequence[str]) -> tuple[str, str, str, str]:
-    """Four aggregates: values that do not fit, and up to three facts for `_judge`."""
-    candidate, value = rules.all[name], value_sql(column, nulls)
+def _checks(rules: _Rules, name: str, value: str) -> tuple[str, str, str, str]:
+    """Four aggregates: values that do not fit, two facts for `_judge`, and how many values there are."""
+    candidate = rules.all[name]
+    count = f"count({value})"
     fits = f"regexp_full_match({value}, {text_literal(candidate.pattern)})"
     if name == "decimal":
         plain = rules.plain.replace("{v}", value)
-        fraction = f"length(split_part({plain}, '.', 2))"
-        whole = f"length(ltrim(split_part({plain}, '.', 1), '-'))"
-        return (f"count(*) FILTER ({value} IS NOT NULL AND NOT {fits})", f"max({fraction})", f"max({whole})", "0")
+        fraction = f"max(length(split_part({plain}, '.', 2)))"
+        whole = f"max(length(ltrim(split_part({plain}, '.', 1), '-')))"
+        return (f"count(*) FILTER (NOT {fits})", fraction, whole, count)
     cast = candidate.cast.replace("{v}", value)
-    bad = f"count(*) FILTER ({value} IS NOT NULL AND (NOT {fits} OR {cast} IS NULL))"
     if name.startswith("dmy"):
         swapped = rules.all["mdy" + name[3:]].cast.replace("{v}", value)
-        shape = f"count(*) FILTER ({value} IS NOT NULL AND NOT {fits})"
         day = f"count(*) FILTER ({value} IS NOT NULL AND {cast} IS NULL)"
         month = f"count(*) FILTER ({value} IS NOT NULL AND {swapped} IS NULL)"
-        return (shape, day, month, "0")
-    return (bad, "0", "0", "0")
+        return (f"count(*) FILTER (NOT {fits})", day, month, count)
+    return (f"count(*) FILTER (NOT {fits} OR ({value} IS NOT NULL AND {cast} IS NULL))", "0", "0", count)
 
 
 def _judge(
-    candidate: Candidate, misfits: int, first: int, second: int, extra: int, name: str, config: CsvConfig, rules: _Rules
+    candidate: Candidate, misfits: int, first: int, second: int, name: str, config: CsvConfig, rules: _Rules
 ) -> Settled | None:
     if misfits:
         return None

@@ -190,6 +190,7 @@ class Catalogue:
                     self._ask(page, full=full)
                 asked = None
                 parts = self._answer(limits)
+                limits.check()
                 if isinstance(parts, AgentError):
                     yield from self._one_by_one(page, parts, limits, full=full)
                     continue

@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from hfagent.connectors._postgres_config import PostgresConfig
-from hfagent.connectors._postgres_session import Limits, Session, open_session
+from hfagent.connectors._postgres_dial import open_session
+from hfagent.connectors._postgres_session import Limits, Session
 from hfagent.foundation.clock import Deadline
 from hfagent.foundation.errors import AgentError, NotFound, SourceError
 from hfagent.sdk.connector import ConnectorContext

@@ -1,8 +1,8 @@
 """PostgreSQL, and the services that speak its protocol (RDS, Aurora, Cloud SQL, AlloyDB, Azure).
 
-The parts: `_postgres_config` (form), `_postgres_session` (connecting, asking, interrupting), `_postgres_copy` (rows),
-`_postgres_types` and `_postgres_values` (types), `_postgres_catalogue` (discovery), `_postgres_checks` (test stages),
-`_postgres_errors` (what went wrong). This module puts them behind the connector's verbs.
+The parts: `_postgres_config` (form), `_postgres_dial` (connecting), `_postgres_session` (asking, interrupting),
+`_postgres_copy` (rows), `_postgres_types` and `_postgres_values` (types), `_postgres_catalogue` (discovery),
+`_postgres_checks` (test stages), `_postgres_errors` (what went wrong). This module puts them behind the connector's verbs.
 
 Every statement runs inside `BEGIN … READ ONLY` and ends with ROLLBACK: the server refuses writes, a schema cannot change
 between the description of a result and its rows, and a setting changed by a function call is undone.
@@ -20,8 +20,9 @@ from hfagent.connectors import _postgres_checks as checks
 from hfagent.connectors._postgres_catalogue import Catalogue, load_types, owned_namespaces, type_facts
 from hfagent.connectors._postgres_config import PostgresConfig
 from hfagent.connectors._postgres_copy import BLOCK_BYTES, CopyStream, failure, text_batch
+from hfagent.connectors._postgres_dial import open_session, session_settings
 from hfagent.connectors._postgres_errors import statement_error
-from hfagent.connectors._postgres_session import Limits, Session, facts_of, open_session, session_settings
+from hfagent.connectors._postgres_session import Limits, Session, facts_of
 from hfagent.connectors._postgres_types import canonical, is_foreign, native_name
 from hfagent.foundation.clock import Deadline
 from hfagent.foundation.errors import AgentError, SourceError

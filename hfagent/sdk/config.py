@@ -145,7 +145,9 @@ class ConnectorConfig(BaseModel):
 
     @classmethod
     def _explain(cls, exc: ValidationError) -> ConfigError:
-        first = exc.errors(include_url=False, include_context=True, include_input=False)[0]
+        problems = exc.errors(include_url=False, include_context=True, include_input=False)
+        # A mistyped name is the cause when the right one is missing, too.
+        first = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
         name = ".".join(str(part) for part in first["loc"]) or "config"
         more = exc.error_count() - 1
         tail = f" (and {more} more problem{'s' if more > 1 else ''})" if more else ""

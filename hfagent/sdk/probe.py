@@ -50,7 +50,8 @@ class Stage:
 
         Raises `KeyError` for a code that is not in `CODES`: clients match on it.
         """
-        CODES[code]
+        if code not in CODES:
+            raise KeyError(code)
         self.warnings.append(redact(message))
         if self._warning is None:
             self._warning = (code, message, hint)
@@ -91,7 +92,8 @@ class Probe:
 
         Raises `ProbeFailed`, `Cancelled`, and `ValueError` for a stage that is not in `STAGES`.
         """
-        STAGES.index(name)
+        if name not in STAGES:
+            raise ValueError(f"no such stage: {name}")
         if self.error is not None:
             raise ProbeFailed
         self.cancel.raise_if_cancelled()

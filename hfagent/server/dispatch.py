@@ -21,7 +21,8 @@ from hfagent.services.context import Actor, CallContext
 
 __all__ = ["CONNECTION_METHODS", "Dispatcher", "Handler", "Refused", "Route"]
 
-Handler = Callable[[CallContext, Any], Awaitable[Value]]
+Handler = Callable[[CallContext, Any], Awaitable[Value] | Value]
+"""Usually a coroutine function. A plain function is for answers that are at hand: it runs in the loop, and must not block."""
 
 CONNECTION_METHODS = frozenset({"agent/hello"})
 """Declared in the protocol, answered by the session itself."""

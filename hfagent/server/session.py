@@ -1,7 +1,7 @@
 """One client: its handshake, its requests in flight, its replies. Works on whole messages; bytes are `connection`'s.
 
 A message is handled in `receive`, without awaiting, up to the point where a handler must run: so handshakes, refusals and
-cancellations take effect in the order in which they came, even within one chunk. Only handlers are tasks.
+cancellations take effect in the order in which they came, even within one chunk.
 
 * Every request is answered exactly once; a notification never.
 * A cancelled request is answered at once; its handler may need longer to wind down and counts as running until it has.
@@ -16,7 +16,7 @@ import asyncio
 import logging
 import sys
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
@@ -24,6 +24,7 @@ from pydantic import ValidationError
 
 from hfagent.foundation.cancellation import CancelToken
 from hfagent.foundation.errors import AccessDenied, AgentError, Cancelled
+from hfagent.model.value import Value
 from hfagent.protocol.agent import HelloParams
 from hfagent.server.dispatch import Refused, Route
 from hfagent.server.greeting import (
@@ -205,7 +206,7 @@ class Session:
             self._problem(request_id, refused.problem, encoding)
 
     def _start(self, request_id: RequestId, method: str, params: Any, encoding: Encoding) -> None:
-        """Check everything, then hand the request to its handler in a task of its own. Raises `Refused`."""
+        """Check everything, then call the handler; what it has to wait for, a task of its own awaits. Raises `Refused`."""
         server = self._server
         if server.draining:
             raise Refused(problem_of(AgentError("the agent is shutting down", code="agent.draining")))
@@ -219,9 +220,20 @@ class Session:
             if (token := params.pop("workDoneToken", None)) is not None:
                 request.progress = self._reporter(token, route, encoding)
         valid = server.dispatcher.params(route, params)
+        progress = request.progress
+        context = CallContext(self.id, self.actor, request.cancel, progress or no_progress, encoding == MSGPACK)
+        try:
+            answer = route.handler(context, valid)
+            if isinstance(answer, Value):
+                if not self._outlet.congested:
+                    self._deliver(request, self._encoded(request, answer))
+                    return
+                answer = _at_hand(answer)
+        except (Exception, SystemExit) as exc:
+            raise Refused(problem_of(exc, method=method, session=self.id)) from exc
         self._in_flight[request_id] = request
         self._running.add(request)
-        request.task = _task(self._run(request, route, valid), self._loop)
+        request.task = _task(self._run(request, answer), self._loop)
 
     def _reporter(self, token: Any, route: Route, encoding: Encoding) -> ProgressReporter:
         if type(token) not in (int, str):
@@ -233,16 +245,12 @@ class Session:
 
         return ProgressReporter(token, route.method.title, self._loop, send, lambda: self._outlet.congested)
 
-    async def _run(self, request: _Request, route: Route, params: Any) -> None:
-        progress = request.progress
-        context = CallContext(self.id, self.actor, request.cancel, progress or no_progress, request.encoding == MSGPACK)
+    async def _run(self, request: _Request, answer: Awaitable[Value]) -> None:
         try:
-            result = await route.handler(context, params)
+            result = await answer
             if self._outlet.congested:
                 await self._outlet.drained()
-            reply = result_reply(request.id, result, request.encoding)
-            if len(reply) > self._server.limits.body:
-                raise too_large(len(reply), self._server.limits.body)
+            reply = self._encoded(request, result)
         except asyncio.CancelledError:
             self._fail(request, cancelled())
         except Cancelled as exc:
@@ -252,14 +260,23 @@ class Session:
             self._fail(request, problem_of(exc, method=request.method, session=self.id))
         else:
             if not request.answered:
-                if progress is not None:
-                    progress.finish()
-                self._settle(request)
-                self._outlet.send(reply, request.encoding, more=len(self._running) > 1)
+                self._deliver(request, reply)
         finally:
             self._running.discard(request)
             if self._half_closed and not self._running:
                 self._outlet.close()
+
+    def _encoded(self, request: _Request, result: Value) -> bytes:
+        reply = result_reply(request.id, result, request.encoding)
+        if len(reply) > self._server.limits.body:
+            raise too_large(len(reply), self._server.limits.body)
+        return reply
+
+    def _deliver(self, request: _Request, reply: bytes) -> None:
+        if request.progress is not None:
+            request.progress.finish()
+        self._settle(request)
+        self._outlet.send(reply, request.encoding, more=len(self._running) > 1)
 
     # --- messages out -------------------------------------------------------------------------------------------------
 
@@ -418,6 +435,10 @@ class Session:
         tasks = [request.task for request in self._running if request.task is not None]
         if tasks:
             await asyncio.wait(tasks)
+
+
+async def _at_hand(result: Value) -> Value:
+    return result
 
 
 if sys.version_info >= (3, 12):

@@ -36,6 +36,8 @@ T = TypeVar("T")
 
 ConnectorClass = type[BaseConnector[Any]]
 _TEST_BUDGET_S = {"quick": 15.0, "standard": 60.0, "deep": 120.0}
+_TEST_MARGIN_S = 5.0
+"""What a test gets beyond its budget to tell by itself where the time went."""
 
 
 class Connectors:
@@ -349,7 +351,7 @@ class Connectors:
                 lane,
                 lambda: self._run_test(cls, record, config, output_schemas, probe),
                 cancel=call.cancel,
-                deadline=Deadline(_TEST_BUDGET_S[mode] + 5),
+                deadline=Deadline(_TEST_BUDGET_S[mode] + _TEST_MARGIN_S),
                 what="the test",
             )
         except AgentError as exc:

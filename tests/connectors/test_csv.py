@@ -28,7 +28,7 @@ from zoneinfo import ZoneInfo
 import openpyxl
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from hfagent.connectors import _files_stage
@@ -569,7 +569,9 @@ def test_a_quote_that_never_closes_costs_one_row(files: Files, where: str) -> No
     rows[at] = f'{at + 1},"open,city'
     stream, read = files.read(files.put("t.csv", "id,name,city\n" + "\n".join(rows) + "\n"))
     assert [row["id"] for row in read] == [i for i in range(1, 50) if i != at + 1]
-    assert stream.details["first_bad_rows"] == [{"line": at + 2, "reason": "a quoted field is not closed"}]
+    # On the last line there is nothing that the quote could have swallowed: only the fields can be counted.
+    reason = "has 2 fields, expected 3" if where == "last" else "a quoted field is not closed"
+    assert stream.details["first_bad_rows"] == [{"line": at + 2, "reason": reason}]
 
 
 def test_huge_fields_are_bad_rows(files: Files) -> None:
@@ -655,7 +657,7 @@ def test_order_of_rows_is_kept(files: Files) -> None:
         (["1,23", "999"], {"thousands": ","}, "string", "1,23"),
         (["1,5", "2"], {}, "string", "1,5"),
         (["2024-01-02 03:04:05"], {"timezone": "Asia/Jakarta"}, "timestamptz", dt.datetime(2024, 1, 1, 20, 4, 5, tzinfo=UTC)),
-        (["2024-01-02T03:04:05+0700"], {}, "string", "2024-01-02T03:04:05+0700"),
+        (["2024-01-02T03:04:05+0700"], {}, "timestamptz", dt.datetime(2024, 1, 1, 20, 4, 5, tzinfo=UTC)),
         ([" 12", "13 "], {}, "int64", 12), (["1e999", "1e5"], {}, "string", "1e999"), (["-", "-"], {}, "string", "-"),
         (["", "0.5", ".25"], {}, "decimal(18,2)", None), (["36:00:00", "01:00:00"], {}, "string", "36:00:00"),
     ],
@@ -706,7 +708,13 @@ def _tables(draw: st.DrawFn) -> tuple[list[list[str]], dict[str, Any], dict[str,
     if style == "escaped":
         writing |= {"doublequote": False, "escapechar": "\\"}
         config["escapechar"] = "\\"
+    assume(how == csv.QUOTE_ALL or not _ambiguous(rows, ends))
     return rows, writing, config
+
+
+def _ambiguous(rows: list[list[str]], ends: str) -> bool:
+    """What Python's writer leaves unquoted and no reader can know: a CR before the line end, a line that is blank."""
+    return any(row[-1].endswith("\r") or "\r" in "".join(row) or not "".join(row).strip() for row in rows)
 
 
 def _written(rows: list[list[str]], writing: dict[str, Any]) -> str:
@@ -900,7 +908,7 @@ def test_workbook_types(files: Files) -> None:
 
 
 def test_old_and_open_document_workbooks(files: Files) -> None:
-    stream, rows = files.read(files.put("old.xls", _OLD_XLS))
+    _stream, rows = files.read(files.put("old.xls", _OLD_XLS))
     assert rows == [
         {"n": 1.0, "t": "é", "d": dt.date(2024, 2, 29), "code": "007"}, {"n": 2.5, "t": "x", "d": None, "code": "12"},
     ]  # fmt: skip
@@ -915,6 +923,7 @@ def test_old_and_open_document_workbooks(files: Files) -> None:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
         archive.writestr("mimetype", "application/vnd.oasis.opendocument.spreadsheet")
+        archive.writestr("META-INF/manifest.xml", '<?xml version="1.0"?><manifest/>')
         archive.writestr("content.xml", content)
     assert files.read(files.put("o.ods", out.getvalue()))[1] == [{"a": 7}]
 
@@ -1062,7 +1071,7 @@ def test_names_namespaces_and_globs(files: Files) -> None:
         "sub/deep.x",
     ]
     assert sorted(files.streams(glob="*.tsv")) == ["orders"]
-    assert sorted(files.streams(glob="notes.*")) == ["notes"]
+    assert sorted(files.streams(glob="notes.*")) == ['"notes.md"']  # an unknown ending is part of the name
     assert sorted(files.streams(str(files.folder / "or*.csv"))) == ["orders"]
     assert sorted(files.streams(str(files.folder / "**" / "*.csv"))) == ['"a.b"', "orders", "sub.y", "sub/deep.x"]
     assert files.sql('SELECT x.a FROM "sub/deep".x, sub.y', recursive=True) == [(1,)]
@@ -1396,9 +1405,9 @@ def test_the_engine_alone_lets_nothing_out_and_nothing_in(files: Files, tmp_path
     connector = files.connector()
     connection = connector.connect(Deadline(5))
     assert drain(connector.open_result(connection, "SELECT * FROM t", (), Statement(""))) == 1
-    settings_wanted = connection.engine.execute(
-        "SELECT name, value FROM duckdb_settings() WHERE name NOT LIKE 'profil%'"
-    ).fetchall()
+    # Profiling is the one thing that a locked engine still lets a PRAGMA change; `reset` throws the engine away.
+    ask = "SELECT name, value FROM duckdb_settings() WHERE name NOT LIKE '%profil%'"
+    settings_wanted = connection.engine.execute(ask).fetchall()
 
     def on_disk() -> dict[str, bytes]:
         return {str(p): p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
@@ -1412,12 +1421,7 @@ def test_the_engine_alone_lets_nothing_out_and_nothing_in(files: Files, tmp_path
         except AgentError as error:
             assert error.code != "internal.bug", (text, error)
         assert on_disk() == before, text
-        assert (
-            connection.engine.execute(
-                "SELECT name, value FROM duckdb_settings() WHERE name NOT LIKE 'profil%'"
-            ).fetchall()
-            == settings_wanted
-        ), text
+        assert connection.engine.execute(ask).fetchall() == settings_wanted, text
         assert connector.reset(connection)
         assert drain(connector.open_result(connection, "SELECT * FROM t", (), Statement(""))) == 1, text
     assert set(passed) <= harmless, passed

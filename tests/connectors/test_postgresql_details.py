@@ -627,10 +627,8 @@ def test_an_error_after_rows_is_an_error(connect: Callable[..., tuple[Any, Any]]
 def test_slow_rows_are_shown_as_they_come(connect: Callable[..., tuple[Any, Any]], source: PostgresSource) -> None:
     connector, session = connect()
     # The server sends what fills its buffer of 8 KiB: two long rows, and then nothing for minutes.
-    text = (
-        "SELECT repeat('x', 9000), CASE WHEN g = 3 THEN pg_sleep(600)::text END FROM (SELECT generate_series(1, 5) g) s"
-    )
-    reader = connector.execute(session, Statement(text + " /* hf_trickle */"))
+    text = "SELECT 'hf_trickle', repeat('x', 9000), CASE WHEN g = 3 THEN pg_sleep(600)::text END FROM (SELECT generate_series(1, 5) g) s"
+    reader = connector.execute(session, Statement(text))
     assert next(iter(reader)).num_rows in (1, 2)
     assert source.running("hf_trickle") == 1
     reader.close()

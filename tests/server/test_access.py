@@ -61,20 +61,19 @@ except (BrokenPipeError, ConnectionResetError):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
 @pytest.mark.parametrize("guest", [False, True])
-def test_another_user(start_server: StartServer, tmp_path: Path, guest: bool) -> None:
+def test_another_user(open_directory: Path, guest: bool) -> None:
     """A user who is not on the list is cut off before a byte of his is read; one who is, gets in as a guest."""
     uid = 12345
-    server = start_server(guests=frozenset({uid}) if guest else frozenset())
-    for directory in (server.path.parent, *server.path.parent.parents):
-        if str(directory).startswith(str(tmp_path.parent.parent)):
-            directory.chmod(0o755)
-    server.path.chmod(0o666)
-    for directory in tmp_path.parents:
-        if not os.stat(directory).st_mode & 0o001:
-            pytest.skip(f"{directory} cannot be entered by another user")
-    done = subprocess.run(
-        [sys.executable, "-c", CONNECT_AS, str(server.path), str(uid)], capture_output=True, text=True, cwd="/"
-    )
+    server = RunningServer(open_directory, guests=frozenset({uid}) if guest else frozenset()).start()
+    try:
+        server.path.parent.chmod(0o755)
+        server.path.chmod(0o666)
+        done = subprocess.run(
+            [sys.executable, "-c", CONNECT_AS, str(server.path), str(uid)], capture_output=True, text=True, cwd="/"
+        )
+    finally:
+        server.path.parent.chmod(0o700)
+        server.stop()
     assert done.returncode == 0, done.stderr
     assert (int(done.stdout) > 0) is guest
 

@@ -252,7 +252,7 @@ def test_failures(server: RunningServer, caplog: pytest.LogCaptureFixture) -> No
                 "native": {"sqlstate": "42P01"},
             },
         }
-        for how in ("bug", "model", "timeout", "exit"):
+        for how in ("bug", "bug at once", "model", "timeout", "exit", "exit at once"):
             caplog.clear()
             error = client.ask("test/fail", {"how": how})["error"]
             assert (error["code"], error["data"]["code"]) == (-32603, "internal.bug")

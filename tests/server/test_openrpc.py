@@ -10,7 +10,7 @@ from typing import Any
 from hfagent.foundation.errors import CODES
 from hfagent.protocol.openrpc import document
 from hfagent.protocol.table import METHODS
-from tests.fixtures.daemon import RunningServer
+from tests.fixtures.daemon import TEST_METHODS, RunningServer
 
 
 def references(value: Any) -> Iterator[str]:
@@ -74,7 +74,7 @@ def test_every_described_method_is_there(server: RunningServer) -> None:
     server.services.release()  # or test/hold would wait for it
     with server.raw() as client:
         described = client.ask("rpc.discover")["result"]["methods"]
-        assert len(described) == len(METHODS) + 8
+        assert len(described) == len(METHODS) + len(TEST_METHODS) + 1
         for method in described:
             reply = client.ask(method["name"], {})
             required = {p["name"] for p in method["params"] if p["required"]}

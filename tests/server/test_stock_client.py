@@ -3,42 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 from lsprotocol import types as lsp
 from pygls.exceptions import JsonRpcException
+from pygls.io_ import run_async
 from pygls.lsp.client import LanguageClient
 
 from tests.fixtures.daemon import RunningServer
 
 
-def scenario(server: RunningServer, test: Any) -> None:
-    """Run `test(client)` with a pygls client whose stream is carried to the server's unix socket.
-
-    pygls dials TCP only, so a relay on loopback carries its bytes; it changes none of them.
-    """
+def scenario(server: RunningServer, test: Callable[[LanguageClient], Awaitable[None]]) -> None:
+    """Run `test` with a pygls client on the server's socket: what its `start_tcp` does, with a unix socket."""
 
     async def main() -> None:
-        async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            upstream_reader, upstream_writer = await asyncio.open_unix_connection(str(server.path))
-
-            async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
-                while data := await source.read(65536):
-                    sink.write(data)
-                    await sink.drain()
-                sink.close()
-
-            await asyncio.gather(pump(reader, upstream_writer), pump(upstream_reader, writer), return_exceptions=True)
-
-        relay = await asyncio.start_server(carry, "127.0.0.1", 0)
+        reader, writer = await asyncio.open_unix_connection(str(server.path))
         client = LanguageClient("pygls' own client", "1")
-        await client.start_tcp("127.0.0.1", relay.sockets[0].getsockname()[1])
+        client.protocol.set_writer(writer)
+        stop = threading.Event()
+        reading = asyncio.create_task(run_async(stop_event=stop, reader=reader, protocol=client.protocol))
         try:
-            await asyncio.wait_for(test(client), 20)
+            async with asyncio.timeout(20):
+                await test(client)
         finally:
-            await client.stop()
-            relay.close()
+            stop.set()
+            reading.cancel()
+            await asyncio.wait([reading])
+            writer.close()
 
     asyncio.run(main())
 
@@ -73,7 +67,7 @@ def test_a_whole_session(server: RunningServer) -> None:
         assert caught.value.code == -32803
         assert caught.value.data["code"] == "query.failed"
         with pytest.raises(JsonRpcException) as caught:
-            await client.protocol.send_request_async("textDocument/hover", {})
+            await client.protocol.send_request_async("no/such", {})
         assert caught.value.code == -32601
         assert await client.shutdown_async(None) is None
         client.exit(None)

@@ -11,12 +11,13 @@ from rich.text import Text
 from hfagent.cli.app import App, Commands
 from hfagent.cli.forms import ask, config_parser, parse_config
 from hfagent.cli.output import clean
+from hfagent.cli.report import show_report
 from hfagent.foundation.errors import ConfigError, UserError
 from hfagent.model.connector import Connector, ConnectorPatch, ConnectorType
 from hfagent.model.report import CheckReport
 from hfagent.protocol import connectors as c
 
-__all__ = ["register", "show_report"]
+__all__ = ["register"]
 
 
 def register(commands: Commands) -> None:
@@ -236,7 +237,7 @@ def _add(app: App, args: argparse.Namespace) -> int:
         schemas = tuple(args.schema) or None
         report = _run_test(app, c.TestParams(type=entry.type, config=config, output_schemas=schemas))
         if not app.output.as_json:
-            show_report(app, report)
+            show_report(app.output, report)
         if not report.ok and not (app.output.interactive and app.confirm("The test failed. Save it nevertheless?")):
             if app.output.as_json:
                 app.output.json(report)
@@ -322,53 +323,13 @@ def _test(app: App, args: argparse.Namespace) -> int:
     if app.output.as_json:
         app.output.json(report)
     else:
-        show_report(app, report)
+        show_report(app.output, report)
     return 0 if report.ok else 1
 
 
 def _run_test(app: App, params: c.TestParams) -> CheckReport:
     """Test with live stages on a terminal."""
     return app.call(c.TEST, params, spinner="testing")
-
-
-def show_report(app: App, report: CheckReport) -> None:
-    """Print a test report: a line per stage, the hint under what failed."""
-    for stage in report.stages:
-        if stage.status == "skipped" and (stage.message or "").startswith(
-            ("not reached", "not part", "does not apply")
-        ):
-            continue
-        name = Text(f"{stage.stage:<12}", style="bold" if stage.status != "skipped" else "bright_black")
-        timing = f"{stage.ms:>8.1f} ms  " if stage.status != "skipped" else " " * 13
-        line = Text.assemble(
-            app.output.mark(stage.status),
-            " ",
-            name,
-            (timing, "bright_black"),
-            clean(stage.message or _facts(stage.details)),
-        )
-        app.output.out.print(line)
-        if stage.hint and stage.status in ("failed", "warning"):
-            app.output.out.print(Text.assemble("                            ", ("try: ", "bold"), clean(stage.hint)))
-    if report.ok:
-        note = f", {len(report.warnings)} warning{'s' if len(report.warnings) != 1 else ''}" if report.warnings else ""
-        app.output.out.print(
-            Text(f"passed: first connection {report.latency_ms:.0f} ms{_rtt(report)}{note}", style="bold green")
-        )
-    elif report.error is not None:
-        app.output.out.print(Text(f"failed at {report.error.stage}: {clean(report.error.message)}", style="bold red"))
-        app.output.out.print(Text(f"({report.error.code})", style="bright_black"))
-
-
-def _rtt(report: CheckReport) -> str:
-    return f", round trip {report.rtt_ms:.1f} ms" if report.rtt_ms is not None else ""
-
-
-def _facts(details: dict[str, Any]) -> str:
-    shown = {
-        key: value for key, value in details.items() if isinstance(value, str | int | float | bool) and value != ""
-    }
-    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in list(shown.items())[:5])
 
 
 def _history(app: App, args: argparse.Namespace) -> int:
@@ -470,7 +431,7 @@ def _rotate(app: App, args: argparse.Namespace) -> int:
     if app.output.as_json:
         app.output.json(result)
     else:
-        show_report(app, result.test)
+        show_report(app.output, result.test)
         app.output.say(
             "Rotated." if result.rotated else "Nothing was changed.", "green" if result.rotated else "yellow"
         )
