@@ -89,9 +89,10 @@ def run(options: DaemonOptions) -> int:
     _harden()
     paths = options.paths
     try:
-        settings = _settings(options)
         with _reporting(f"the data directory {paths.data_dir} cannot be used"):
             make_private_directory(paths.data_dir)
+        settings = _settings(options)
+        with _reporting(f"the log file {paths.log_file} cannot be used"):
             _set_up_logs(options, settings)
         with _Lock(paths.lock_file):
             return asyncio.run(_serve(options, settings))
@@ -133,6 +134,8 @@ def _reporting(what: str) -> Iterator[None]:
             problem, _, remedy = str(exc).partition(": ")
             raise ConfigError(f"{what}: {problem}", hint=remedy or "choose another --data-dir") from exc
         raise ConfigError(f"{what}: {exc.strerror}", hint="check its owner, or choose another --data-dir") from exc
+    except (FileExistsError, NotADirectoryError) as exc:
+        raise ConfigError(f"{what}: {exc.filename} is not a directory", hint="choose another --data-dir") from exc
     except OSError as exc:
         raise ConfigError(f"{what}: {exc.strerror or exc}", hint="choose another --data-dir") from exc
 
@@ -479,9 +482,16 @@ class _Lock:
 
 
 def _harden() -> None:
-    """Nothing open to others, no core dumps, no reading of our memory by other processes of the same user."""
+    """Nothing open to others, no core dumps, no reading of our memory by other processes of the same user.
+
+    And as many open files as we may have: every client and every connection is one, whatever the shell's limit is.
+    """
     os.umask(0o077)
     protect_memory()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _set_up_logs(options: DaemonOptions, settings: Settings) -> None:

@@ -362,7 +362,9 @@ def _only_statement(engine: Any, sql: str) -> Any:
     statements = engine.extract_statements(sql)
     if len(statements) != 1:
         code = "guard.multi_statement" if statements else "query.syntax"
-        raise UserError(f"expected one statement, found {len(statements)}", code=code, hint="send one statement at a time")
+        raise UserError(
+            f"expected one statement, found {len(statements)}", code=code, hint="send one statement at a time"
+        )
     kind = statements[0].type.name
     if kind not in ("SELECT", "EXPLAIN"):
         raise UserError(f"{kind} statements are not allowed: files can only be read", code="guard.write_blocked")

@@ -227,6 +227,8 @@ class _Building:
         file = self._item.file
         engine = self._engine
         engine.execute("SET TimeZone = 'UTC'")
+        # The statements here are plain; optimising them costs minutes for thousands of columns.
+        engine.execute("PRAGMA disable_optimizer")
         engine.execute("SET threads = 1")  # with more, batches of one stream are taken out of order
         if file.format in ("csv", "tsv"):
             self._load_text()

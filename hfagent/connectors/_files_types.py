@@ -144,7 +144,7 @@ _BY_KINDS: dict[ColumnKinds, tuple[str, ...]] = {
 """For files whose values have kinds (JSON, workbooks): a text stays a text there, unless it is an ISO date or time."""
 
 _CELLS_PER_SAMPLE = 400_000
-_COLUMNS_PER_QUERY = 400
+_COLUMNS_PER_QUERY = 100
 
 
 def settle_types(
@@ -194,7 +194,9 @@ def _order(kind: ColumnKinds | None, rules: _Rules, config: CsvConfig) -> tuple[
     return order
 
 
-def values_of(table: str, columns: Sequence[str], nulls: Sequence[str], *, trimmed: Sequence[bool] | None = None) -> str:
+def values_of(
+    table: str, columns: Sequence[str], nulls: Sequence[str], *, trimmed: Sequence[bool] | None = None
+) -> str:
     """A sub-select over `table` in which null texts are NULL, and blanks around the value gone where `trimmed` says so.
 
     Inequalities instead of NOT IN: the engine turns a longer list into a join, and a join forgets the order of rows. No

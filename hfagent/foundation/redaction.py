@@ -28,8 +28,9 @@ _ADDRESS = re.compile(
     r"(?P<scheme>\b[a-zA-Z][\w+.-]{0,30}://)(?P<user>[^\s:/@]{0,256}):(?P<password>[^\s/?#]{1,1024})@"
 )
 _PAIR = re.compile(
-    r"(?P<key>\b(?<!unexpected )[\w-]{0,40}(?:password|passwd|pwd|passphrase|secret|token(?!s)|credential|authorization"
-    r"|(?:api|access|secret|private|account|signing|encryption)[_-]?key)s?(?<!_)\b[\"']?\s{0,8}[=:]\s{0,8})"
+    r"(?P<key>\b(?<!unexpected )(?:[\w-]{0,40}(?:password|passwd|pwd|passphrase|secret|token(?!s)"
+    r"|(?:api|access|secret|private|account|signing|encryption)[_-]?key)|(?:[\w-]{0,40}[_-])?(?:credential|authorization))"
+    r"s?\b[\"']?\s{0,8}[=:]\s{0,8})"
     r"(?P<value>\"(?:[^\"\\]|\\.){0,4096}\"|'(?:[^'\\]|\\.){0,4096}'|(?:(?:Bearer|Basic|Digest|Token)\s{1,8})?"
     r"[^\s,;&)}\]\"']{1,4096})",
     re.IGNORECASE,

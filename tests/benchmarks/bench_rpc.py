@@ -117,13 +117,10 @@ def pipelined(client: socket.socket, encoding: Encoding, method: str) -> float:
     return total / (time.perf_counter() - start)
 
 
-def median_ms(action: Callable[[], None]) -> float:
-    times = []
-    for _ in range(STARTS):
-        start = time.perf_counter()
-        action()
-        times.append((time.perf_counter() - start) * 1e3)
-    return statistics.median(times)
+def took_ms(action: Callable[[], None]) -> float:
+    start = time.perf_counter()
+    action()
+    return (time.perf_counter() - start) * 1e3
 
 
 def child_server(kind: str, directory: Path) -> tuple[subprocess.Popen[bytes], str]:
@@ -208,11 +205,13 @@ def main() -> None:
             ("hfagent rpc, until initialize is answered", rpc),
         ]
         print(f"\n{'process start (median)':44} {'ms':>7} {'x':>6}")
-        first = 0.0
-        for name, action in starts:
-            took = median_ms(action)
-            first = first or took
-            print(f"{name:44} {took:7.1f} {took / first:6.2f}")
+        taken: dict[str, list[float]] = {name: [] for name, _ in starts}
+        for _ in range(STARTS):
+            for name, action in starts:
+                taken[name].append(took_ms(action))
+        first = statistics.median(taken["python -c pass"])
+        for name, times in taken.items():
+            print(f"{name:44} {statistics.median(times):7.1f} {statistics.median(times) / first:6.2f}")
         for process, _ in servers.values():
             assert process.stdin is not None and process.stdout is not None
             process.stdin.close()

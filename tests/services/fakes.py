@@ -1,7 +1,7 @@
 """A source that does what a test says, behind a connector like any other, and the services assembled around it.
 
-    world.source.on("select 1", lambda connection, statement: [batch(1)])     what a statement answers
-    world.source.stuck("select sleep")                                        one that ends only when cancelled or aborted
+world.source.on("select 1", lambda connection, statement: [batch(1)])     what a statement answers
+world.source.stuck("select sleep")                                        one that ends only when cancelled or aborted
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from hfagent.model.query import QueryPlan
 from hfagent.model.settings import PolicySettings, QuerySettings
 from hfagent.model.stream import Stream
 from hfagent.sdk.arrow import columns_of
-from hfagent.sdk.config import NetworkFields, PoolFields, QueryFields, field as config_field
+from hfagent.sdk.config import NetworkFields, PoolFields, QueryFields
+from hfagent.sdk.config import field as config_field
 from hfagent.sdk.connector import BaseConnector, Cancellable, Explainable, Queryable
 from hfagent.sdk.reading import BatchReader, SchemaRequest, Statement
 from hfagent.sdk.registry import Registry
@@ -285,9 +286,7 @@ class World:
             self.registry, self.store, self.credentials, self.connections, self.policy, self.workers, lane
         )
         self.discovery = Discovery(self.connectors, self.connections, self.store, self.workers, lane)
-        self.query = Query(
-            self.connectors, self.connections, self.workers, lambda: self.query_settings, self.policy
-        )
+        self.query = Query(self.connectors, self.connections, self.workers, lambda: self.query_settings, self.policy)
         self.vault_verbs = VaultVerbs(self.credentials, self.connections, self.store, self.registry, self.workers)
         self.apply = Apply(self.connectors)
 

@@ -65,8 +65,12 @@ async def test_differences_are_applied_and_named(world: World) -> None:
     assert await applied(world, entry(host="elsewhere", database="b", password="another-secret")) == {"main": "updated"}
     assert await applied(world, entry(host="elsewhere", database="b")) == {"main": "updated"}
     assert (await world.connectors.get("main")).config == {"host": "elsewhere", "database": "b"}
-    assert await applied(world, {**entry(host="elsewhere", database="b"), "output_schemas": ["x"]}) == {"main": "updated"}
-    assert await applied(world, {**entry("MAIN", host="elsewhere", database="b"), "output_schemas": ["x"]}) == {"MAIN": "updated"}
+    assert await applied(world, {**entry(host="elsewhere", database="b"), "output_schemas": ["x"]}) == {
+        "main": "updated"
+    }
+    assert await applied(world, {**entry("MAIN", host="elsewhere", database="b"), "output_schemas": ["x"]}) == {
+        "MAIN": "updated"
+    }
     assert versions(world) == {"MAIN": 7}
 
 

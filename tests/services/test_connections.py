@@ -114,9 +114,7 @@ async def test_never_more_connections_than_the_owner_allows(world: World) -> Non
     for name in ("a", "b"):
         await world.add(name, host=name, pool_timeout=0.2)
     world.source.stuck("sleep")
-    running = [
-        asyncio.ensure_future(world.query.execute(call(f"s{n}"), "ab"[n % 2], "sleep")) for n in range(8)
-    ]
+    running = [asyncio.ensure_future(world.query.execute(call(f"s{n}"), "ab"[n % 2], "sleep")) for n in range(8)]
     await blocked(world.source, 3)
     outcomes = await asyncio.wait(running, timeout=10, return_when=asyncio.FIRST_COMPLETED)
     await until(lambda: sum(task.done() for task in running) == 5, "the others are refused")

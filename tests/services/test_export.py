@@ -61,7 +61,9 @@ async def test_the_whole_result_lands_in_the_file(world: World, target: Path, en
     assert world.stats().busy == 0
 
 
-@pytest.mark.parametrize(("rows", "limit", "kept", "truncated"), [(10, 10, 10, False), (11, 10, 10, True), (5, 10, 5, False)])
+@pytest.mark.parametrize(
+    ("rows", "limit", "kept", "truncated"), [(10, 10, 10, False), (11, 10, 10, True), (5, 10, 5, False)]
+)
 @pytest.mark.parametrize("size", [1, 4, 100])
 @scenario
 async def test_a_limit_cuts_exactly_and_says_so(
@@ -225,7 +227,8 @@ async def test_a_reader_that_just_stops_when_cancelled_is_no_whole_result(world:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(errno.ENOSPC, "agent.disk_full"), (errno.EDQUOT, "agent.disk_full"), (errno.EIO, "config.invalid")]
+    ("number", "code"),
+    [(errno.ENOSPC, "agent.disk_full"), (errno.EDQUOT, "agent.disk_full"), (errno.EIO, "config.invalid")],
 )
 @scenario
 async def test_trouble_with_the_file_is_not_the_sources(

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import resource
 import socket
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,7 +30,9 @@ def health(world: World, settings: Settings | None = None, **options: Any) -> He
     )  # fmt: skip
 
 
-async def doctor(world: World, settings: Settings | None = None, *, connectors: bool = False, **options: Any) -> list[Finding]:
+async def doctor(
+    world: World, settings: Settings | None = None, *, connectors: bool = False, **options: Any
+) -> list[Finding]:
     findings = await health(world, settings, **options).doctor(call(), connectors=connectors)
     for finding in findings:
         assert finding.message
@@ -86,7 +86,9 @@ async def test_a_configuration_that_is_broken_or_was_changed(world: World) -> No
     settings = load_settings(file, environment={})
     assert "configuration" not in bad(await doctor(world, settings))
     flags = {"log.level": "error"}
-    assert "configuration" not in bad(await doctor(world, load_settings(file, environment={}, flags=flags), flags=flags))
+    assert "configuration" not in bad(
+        await doctor(world, load_settings(file, environment={}, flags=flags), flags=flags)
+    )
     file.chmod(0o666)
     assert bad(await doctor(world, settings))["configuration"].hint == f"run: chmod go-w {file}"
 
@@ -167,7 +169,10 @@ async def test_connectors_are_tested_when_asked_for(world: World, caplog: pytest
     findings = {f.name: f for f in await doctor(world, connectors=True)}
     assert sum(name.startswith("connector c") and f.status == "ok" for name, f in findings.items()) == 12
     assert findings["connector wrong one"].status == "error"
-    assert "wrong-secret" not in findings["connector wrong one"].message and MASK in findings["connector wrong one"].message
+    assert (
+        "wrong-secret" not in findings["connector wrong one"].message
+        and MASK in findings["connector wrong one"].message
+    )
     assert findings["connector off"].status == "info"
     tested = world.source.counts["connect"]
     found = bad(await doctor(world))["connector wrong one"]
@@ -180,5 +185,3 @@ async def test_connectors_are_tested_when_asked_for(world: World, caplog: pytest
 async def test_a_damaged_store_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(world.store, "check", lambda: ["row 5 missing from index"])
     assert "row 5 missing" in bad(await doctor(world))["store"].message
-
-

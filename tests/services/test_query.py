@@ -16,7 +16,8 @@ from hfagent.model.query import QueryPage
 from hfagent.model.settings import PolicySettings, QuerySettings
 from hfagent.sdk.arrow import read_ipc
 from hfagent.sdk.reading import Statement
-from hfagent.services import results, workers as workers_module
+from hfagent.services import results
+from hfagent.services import workers as workers_module
 from hfagent.services.context import Actor
 from tests.services.fakes import (
     FakeConnection,
@@ -641,9 +642,7 @@ async def test_a_hung_connector_delays_no_other(world: World) -> None:
     await world.add("healthy", host="elsewhere")
     world.source.stuck("sleep")
     world.source.on("select", counted(3, 3))
-    stuck = [
-        asyncio.ensure_future(world.query.execute(call(), "hung", "sleep", query_id=f"q{n}")) for n in range(20)
-    ]
+    stuck = [asyncio.ensure_future(world.query.execute(call(), "hung", "sleep", query_id=f"q{n}")) for n in range(20)]
     await blocked(world.source, 20)
     for _ in range(50):
         assert (await world.query.execute(call("other"), "healthy", "select")).row_count == 3
