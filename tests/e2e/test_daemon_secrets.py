@@ -48,7 +48,6 @@ def test_no_secret_gets_out(daemon: WithPlugin, encoding: Any) -> None:
     ask("connectors/create", name="bad", type="slow", config={"password": wrong})
     ask("connectors/create", name="x", type="slow", config={"pasword": canaries["misplaced"]})
     ask("connectors/create", name="x", type="slow", config={"password": [canaries["misplaced"]]})
-    ask("connectors/create", name="x", type=canaries["misplaced"], config={})
     ask("connectors/create", name="x", type="slow", config=canaries["misplaced"])
     ask("connectors/create", name="x", type="slow", confg={"password": canaries["misplaced"]})
     ask("connectors/bootstrap", name="x", type="slow", config={"password": stored}, schedule_cron="nonsense")
