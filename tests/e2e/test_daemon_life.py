@@ -428,7 +428,8 @@ def test_reloading_applies_what_it_can_and_names_the_rest(start: Start, data_dir
     config.write_text("")
     assert daemon.process is not None
     daemon.process.send_signal(signal.SIGHUP)
-    wait_until(lambda: logged(daemon, "configuration read again: server.tcp_port, log.level"), "it is read")
+    read = "configuration read again: server.tcp_port, log.level, policy.denied_types"
+    wait_until(lambda: daemon.paths.log_file.read_text().count(read) == 2, "it is read")
     assert client.call(EXECUTE, ExecuteParams(connector="slow", sql="rows 3")).row_count == 3
 
 
