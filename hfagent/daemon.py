@@ -86,6 +86,7 @@ class DaemonOptions:
 
 def run(options: DaemonOptions) -> int:
     """Run a daemon until it is told to stop; return the exit code: 0, or 1 when it could not start or broke off."""
+    logs.set_up(format=str(options.flags.get("log.format", "auto")))  # until the settings are read
     _harden()
     paths = options.paths
     try:
@@ -97,7 +98,8 @@ def run(options: DaemonOptions) -> int:
         with _Lock(paths.lock_file):
             return asyncio.run(_serve(options, settings))
     except AgentError as exc:
-        _log.critical("not started: %s (%s)", exc.message, exc.hint or "no remedy known")
+        if options.auto_started or os.environ.get("JOURNAL_STREAM"):  # elsewhere the words below are enough
+            _log.critical("not started: %s (%s)", exc.message, exc.hint or "no remedy known")
         _say(options, exc.message, exc.hint)
         return 1
     except Exception as exc:  # noqa: BLE001  the last place where it can be told, redacted
