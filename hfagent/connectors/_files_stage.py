@@ -29,7 +29,7 @@ from hfagent.connectors._files_rows import Refused, exact_batches, fast_batches,
 from hfagent.connectors._files_sniff import column_names, has_header
 from hfagent.connectors._files_source import SourceFile, changed, open_source, unchanged, unpacked
 from hfagent.connectors._files_text import BadRow, detect_encoding
-from hfagent.connectors._files_types import ColumnKinds, quoted, settle_types, text_literal, values_of
+from hfagent.connectors._files_types import ColumnKinds, quoted, settle_types, text_literal, trimmed
 from hfagent.connectors._files_watch import Watch
 from hfagent.foundation.atomic import make_private_directory, write_atomic
 from hfagent.foundation.cancellation import CancelToken
@@ -49,6 +49,7 @@ _IRRELEVANT = {
     "query_timeout_s",
 }  # fmt: skip
 _SMALL = 1024 * 1024
+_WIDE = 250
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ class Stager:
             watch = Watch(engine, cancel, deadline, what=f"reading {item.file.shown}")
             with open_source(item.file, self._context) as handle, watch:
                 try:
-                    about = _Building(engine, item, self._config, self._context, watch.check).run(draft)
+                    about = _Building(engine, item, self._config, self._context, draft, watch.check).run()
                 except (duckdb.Error, OSError) as exc:
                     watch.check()
                     if not unchanged(item.file, handle):
@@ -173,7 +174,7 @@ class Stager:
             write_atomic(self._directory / f"{key}.json", json.dumps(about).encode())
         finally:
             engine.close()
-            for leftover in (draft, draft.with_name(draft.name + ".wal")):
+            for leftover in self._directory.glob(f"{draft.name}*"):
                 leftover.unlink(missing_ok=True)
         self._remove_older(source, key)
         found = self._load(key)
@@ -207,7 +208,13 @@ class _Building:
     """One copy in the making: raw text table first, then types, then the typed table."""
 
     def __init__(
-        self, engine: Any, item: Item, config: CsvConfig, context: ConnectorContext, check: Callable[[], None]
+        self,
+        engine: Any,
+        item: Item,
+        config: CsvConfig,
+        context: ConnectorContext,
+        draft: Path,
+        check: Callable[[], None],
     ) -> None:
         self._engine = engine
         self._item = item
@@ -222,8 +229,10 @@ class _Building:
         self._facts: dict[str, Any] = {}
         self._warnings: list[str] = []
         self._failure: BaseException | None = None
+        self._table = "raw"
+        self._draft = draft
 
-    def run(self, draft: Path) -> dict[str, Any]:
+    def run(self) -> dict[str, Any]:
         file = self._item.file
         engine = self._engine
         engine.execute("SET TimeZone = 'UTC'")
@@ -239,22 +248,21 @@ class _Building:
         engine.execute(f"SET threads = {self._config.threads}")
         rows = 0
         columns: list[tuple[str, str, str]] = []
-        block = 16384 if file.identity.size < _SMALL else 262144
-        engine.execute(f"ATTACH {text_literal(str(draft))} AS staged (BLOCK_SIZE {block})")
-        draft.chmod(0o600)
+        small = file.identity.size < _SMALL or len(self._names) > _WIDE
+        engine.execute(f"ATTACH {text_literal(str(self._draft))} AS staged (BLOCK_SIZE {16384 if small else 262144})")
+        self._draft.chmod(0o600)
         if self._names:
             raw = [f"c{i}" for i in range(len(self._names))]
-            settled = settle_types(engine, "raw", raw, self._names, self._config, self._kinds, self._nulls)
+            settled = settle_types(engine, self._table, raw, self._names, self._config, self._kinds, self._nulls)
             select = []
             for index, (column, name) in enumerate(zip(raw, self._names, strict=True)):
                 found = settled[index]
-                sql = found.cast.replace("{v}", column) if found.cast else column
+                sql = found.cast.replace("{v}", trimmed(column)) if found.cast else column
                 select.append(f"{sql} AS {quoted(name)}")
                 columns.append((name, found.type, found.native))
                 self._warnings += [f"{file.shown}: {warning}" for warning in found.warnings]
             self._check()
-            values = values_of("raw", raw, self._nulls, trimmed=[found.cast is not None for found in settled])
-            engine.execute(f"CREATE TABLE staged.main.rows AS SELECT {', '.join(select)} FROM {values}")
+            engine.execute(f"CREATE TABLE staged.main.rows AS SELECT {', '.join(select)} FROM {self._table}")
             rows = engine.execute("SELECT count(*) FROM staged.main.rows").fetchone()[0]
         self._store_bad_rows()
         engine.execute("CHECKPOINT staged")
@@ -280,21 +288,30 @@ class _Building:
         if not plan.names:
             return
         schema = pa.schema([(f"c{i}", pa.string()) for i in range(len(plan.names))])
+        if len(plan.names) > _WIDE:
+            self._keep_beside()
         if fast_possible(plan, config):
             try:
                 self._insert(schema, fast_batches(file, plan, config, context, schema=schema, still_wanted=self._check))
                 self._facts["reader"] = "fast"
                 return
             except Refused:
-                self._engine.execute("DROP TABLE IF EXISTS raw")
+                self._engine.execute(f"DROP TABLE IF EXISTS {self._table}")
         self._facts["reader"] = "exact"
         self._insert(
             schema,
             exact_batches(file, plan, config, context, bad=self._note_bad, schema=schema, still_wanted=self._check),
         )
 
+    def _keep_beside(self) -> None:
+        """Put the raw table into a file: in memory each column takes a large block, in a file the blocks can be small."""
+        beside = self._draft.with_name(self._draft.name + ".raw")
+        self._engine.execute(f"ATTACH {text_literal(str(beside))} AS wide (BLOCK_SIZE 16384)")
+        beside.chmod(0o600)
+        self._table = "wide.main.raw"
+
     def _insert(self, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> None:
-        """Make the table `raw` from a stream of batches; what the stream raises arrives here unchanged."""
+        """Make the raw table from a stream of batches; what the stream raises arrives here unchanged."""
         import duckdb
         import pyarrow as pa
 
@@ -302,7 +319,7 @@ class _Building:
         reader = pa.RecordBatchReader.from_batches(schema, self._remembering(batches))
         self._engine.register("incoming", reader)
         try:
-            self._engine.execute("CREATE TABLE raw AS SELECT * FROM incoming")
+            self._engine.execute(f"CREATE TABLE {self._table} AS SELECT * FROM incoming")
         except (duckdb.Error, pa.ArrowException, OSError) as exc:
             if self._failure is not None:
                 raise self._failure from exc
@@ -319,7 +336,7 @@ class _Building:
         try:
             for batch in batches:
                 self._weigh(batch.num_rows, batch.nbytes)
-                yield batch
+                yield _without_nulls(batch, self._nulls)
         except Exception as exc:
             self._failure = exc
             raise
@@ -327,7 +344,7 @@ class _Building:
     def _append(self, table: pa.Table) -> None:
         self._weigh(table.num_rows, table.nbytes)
         self._engine.register("incoming", table)
-        self._engine.execute("INSERT INTO raw BY NAME SELECT * FROM incoming")
+        self._engine.execute(f"INSERT INTO {self._table} BY NAME SELECT * FROM incoming")
         self._engine.unregister("incoming")
 
     def _load_json(self) -> None:
@@ -344,12 +361,13 @@ class _Building:
         if encoding.warning:
             self._warnings.append(encoding.warning)
         rows = JsonRows(file, encoding, config, context, bad=self._note_bad)
-        self._engine.execute("CREATE TABLE raw (n TINYINT)")
+        self._keep_beside()  # how many columns there will be is not known yet
+        self._engine.execute(f"CREATE TABLE {self._table} (n TINYINT)")
         made = 0
         for count, block in rows:
             self._check()
             while made < len(rows.keys):
-                self._engine.execute(f"ALTER TABLE raw ADD COLUMN c{made} VARCHAR")
+                self._engine.execute(f"ALTER TABLE {self._table} ADD COLUMN c{made} VARCHAR")
                 made += 1
             positions = sorted(block)
             arrays = [pa.nulls(count, pa.int8()), *(pa.array(block[p], pa.string()) for p in positions)]
@@ -378,12 +396,13 @@ class _Building:
             return bool(judged["header"])
 
         kinds: list[set[str]] = []
-        self._engine.execute("CREATE TABLE raw (n TINYINT)")
+        self._keep_beside()  # how many columns there will be is not known yet
+        self._engine.execute(f"CREATE TABLE {self._table} (n TINYINT)")
         for number, rows in _without_footer(reader.read(is_header), config.footer_rows):
             self._check()
             kept = self._sheet_rows(number, rows)
             while len(kinds) < reader.width:
-                self._engine.execute(f"ALTER TABLE raw ADD COLUMN c{len(kinds)} VARCHAR")
+                self._engine.execute(f"ALTER TABLE {self._table} ADD COLUMN c{len(kinds)} VARCHAR")
                 kinds.append(set())
             columns: list[list[str | None]] = [[None] * len(kept) for _ in kinds]
             for index, row in enumerate(kept):
@@ -398,7 +417,7 @@ class _Building:
         header = reader.header
         if header is not None:
             while len(kinds) < reader.width:
-                self._engine.execute(f"ALTER TABLE raw ADD COLUMN c{len(kinds)} VARCHAR")
+                self._engine.execute(f"ALTER TABLE {self._table} ADD COLUMN c{len(kinds)} VARCHAR")
                 kinds.append(set())
         self._names, notes = column_names(header, len(kinds))
         self._kinds = [frozenset(k) for k in kinds]
@@ -454,6 +473,19 @@ class _Building:
         self._warnings.insert(0, f"{self._item.file.shown}: {self._bad_count} bad rows {what}: {shown}{more}")
         # Lines and reasons only: descriptions travel further than data may.
         self._facts["first_bad_rows"] = [{"line": b.line, "reason": b.reason} for b in self._bad[:20]]
+
+
+def _without_nulls(batch: pa.RecordBatch, nulls: tuple[str, ...]) -> pa.RecordBatch:
+    """Replace the texts that mean NULL."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not nulls:
+        return batch
+    known = pa.array(nulls, pa.string())
+    nothing = pa.scalar(None, pa.string())
+    columns = [pc.if_else(pc.is_in(column, value_set=known), nothing, column) for column in batch.columns]
+    return pa.record_batch(columns, schema=batch.schema)
 
 
 def _without_footer(blocks: Iterator[tuple[int, list[Any]]], count: int) -> Iterator[tuple[int, list[Any]]]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from hfagent.connectors._files_config import CsvConfig
 
-__all__ = ["Candidate", "ColumnKinds", "Settled", "quoted", "settle_types", "text_literal", "values_of"]
+__all__ = ["Candidate", "ColumnKinds", "Settled", "quoted", "settle_types", "text_literal", "trimmed"]
 
 ColumnKinds = frozenset[str]
 """What a reader that knows values by kind has met: bool, int, float, number, string, date, datetime, time, other, nested."""
@@ -86,7 +86,7 @@ class _Rules:
 
         iso = "try_cast(replace({v}, ',', '.') AS TIMESTAMP)"
         all_ = [
-            Candidate("bool", "(?i)true|false", "(lower({v}) = 'true')", "bool", "BOOLEAN"),
+            Candidate("bool", "(?i)true|false", "try_cast({v} AS BOOLEAN)", "bool", "BOOLEAN"),
             Candidate("int", f"-?{whole}", f"try_cast({plain} AS BIGINT)", "int64", "BIGINT", ("decimal", "float")),
             Candidate("bigint", "-?(0|[1-9][0-9]{0,17})", "try_cast({v} AS BIGINT)", "int64", "BIGINT", ("huge",)),
             Candidate("huge", "-?(0|[1-9][0-9]{0,37})", "try_cast({v} AS DECIMAL(38, 0))", "decimal(38,0)", "DECIMAL(38,0)"),
@@ -159,20 +159,20 @@ def settle_types(
         config = config.model_copy(update={"decimal": ".", "thousands": ""})
     rules = _Rules(config)
     limit = max(50, min(1000, _CELLS_PER_SAMPLE // max(1, len(columns))))
-    ignored = set(nulls)
     samples = _samples(engine, table, columns, limit)
+    blank = "" in nulls
     open_: dict[int, list[str]] = {}
     for index in range(len(columns)):
         kind = kinds[index]
         if kind is not None and "nested" in kind and kind <= {"nested"}:
             settled[index] = Settled("json", "JSON")
             continue
-        sample = samples[index] - ignored
+        sample = samples[index] - {""} if blank else samples[index]
         order = _order(kind, rules, config)
         found = [n for n in order if all(rules.compiled[n].fullmatch(v) for v in sample)]
         if found:
             open_[index] = found
-    for index, outcome in _verify(engine, table, columns, names, rules, config, open_, nulls).items():
+    for index, outcome in _verify(engine, table, columns, names, rules, config, open_, blank).items():
         settled[index] = outcome
     return settled
 
@@ -194,25 +194,9 @@ def _order(kind: ColumnKinds | None, rules: _Rules, config: CsvConfig) -> tuple[
     return order
 
 
-def values_of(
-    table: str, columns: Sequence[str], nulls: Sequence[str], *, trimmed: Sequence[bool] | None = None
-) -> str:
-    """A sub-select over `table` in which null texts are NULL, and blanks around the value gone where `trimmed` says so.
-
-    Inequalities instead of NOT IN: the engine turns a longer list into a join, and a join forgets the order of rows. No
-    NULLIF either: it repeats its argument, and a chain of five repeats it 32 times.
-    """
-    inner, outer = [], []
-    for index, column in enumerate(columns):
-        inner.append(f"trim({column}, ' \t') AS {column}" if trimmed is None or trimmed[index] else column)
-        different = " AND ".join(f"{column} <> {text_literal(null)}" for null in nulls)
-        outer.append(f"CASE WHEN {different} THEN {column} END AS {column}" if nulls else column)
-    return f"(SELECT {', '.join(outer)} FROM (SELECT {', '.join(inner)} FROM {table}))"
-
-
 def _verify(
     engine: Any, table: str, columns: Sequence[str], names: Sequence[str], rules: _Rules, config: CsvConfig,
-    open_: dict[int, list[str]], nulls: Sequence[str],
+    open_: dict[int, list[str]], blank: bool,
 ) -> dict[int, Settled]:  # fmt: skip
     """Check candidates over all rows until each column has one that fits, or none is left."""
     outcome: dict[int, Settled] = {}
@@ -220,9 +204,8 @@ def _verify(
         todo = list(open_)
         for start in range(0, len(todo), _COLUMNS_PER_QUERY):
             part = todo[start : start + _COLUMNS_PER_QUERY]
-            checks = ", ".join(check for i in part for check in _checks(rules, open_[i][0], columns[i]))
-            values = values_of(table, [columns[i] for i in part], nulls)
-            answers = engine.execute(f"SELECT {checks} FROM {values}").fetchone()
+            checks = ", ".join(check for i in part for check in _checks(rules, open_[i][0], columns[i], blank))
+            answers = engine.execute(f"SELECT {checks} FROM {table}").fetchone()
             for position, index in enumerate(part):
                 candidate = rules.all[open_[index][0]]
                 misfits, first, second, count = answers[position * 4 : position * 4 + 4]
@@ -242,23 +225,33 @@ def _verify(
     return outcome
 
 
-def _checks(rules: _Rules, name: str, value: str) -> tuple[str, str, str, str]:
-    """Four aggregates: values that do not fit, two facts for `_judge`, and how many values there are."""
-    candidate = rules.all[name]
-    count = f"count({value})"
-    fits = f"regexp_full_match({value}, {text_literal(candidate.pattern)})"
+def trimmed(column: str) -> str:
+    """The value as casts see it: without blanks around it."""
+    return f"trim({column}, ' \t')"
+
+
+def _checks(rules: _Rules, name: str, column: str, blank: bool) -> tuple[str, str, str, str]:
+    """Four aggregates: values that do not fit, two facts for `_judge`, and how many values there are.
+
+    `blank`: a cell of nothing but blanks is NULL in a column that is not text.
+    """
+    candidate, value = rules.all[name], trimmed(column)
+    count = f"count(*) FILTER ({value} <> '')"
+    pattern = f"(?:{candidate.pattern})?" if blank else candidate.pattern
+    misfits = f"NOT regexp_full_match({value}, {text_literal(pattern)})"
+    present = f"{value} <> ''" if blank else f"{value} IS NOT NULL"
     if name == "decimal":
         plain = rules.plain.replace("{v}", value)
         fraction = f"max(length(split_part({plain}, '.', 2)))"
         whole = f"max(length(ltrim(split_part({plain}, '.', 1), '-')))"
-        return (f"count(*) FILTER (NOT {fits})", fraction, whole, count)
+        return (f"count(*) FILTER ({misfits})", fraction, whole, count)
     cast = candidate.cast.replace("{v}", value)
     if name.startswith("dmy"):
         swapped = rules.all["mdy" + name[3:]].cast.replace("{v}", value)
-        day = f"count(*) FILTER ({value} IS NOT NULL AND {cast} IS NULL)"
-        month = f"count(*) FILTER ({value} IS NOT NULL AND {swapped} IS NULL)"
-        return (f"count(*) FILTER (NOT {fits})", day, month, count)
-    return (f"count(*) FILTER (NOT {fits} OR ({value} IS NOT NULL AND {cast} IS NULL))", "0", "0", count)
+        day = f"count(*) FILTER ({present} AND {cast} IS NULL)"
+        month = f"count(*) FILTER ({present} AND {swapped} IS NULL)"
+        return (f"count(*) FILTER ({misfits})", day, month, count)
+    return (f"count(*) FILTER ({misfits} OR ({present} AND {cast} IS NULL))", "0", "0", count)
 
 
 def _judge(
@@ -272,7 +265,7 @@ def _judge(
             return None
         precision = 18 if (second or 0) + scale <= 18 else 38
         type_ = f"decimal({precision},{scale})"
-        return Settled(type_, type_.upper(), f"CAST({candidate.cast} AS {type_})")
+        return Settled(type_, type_.upper(), f"try_cast({candidate.cast} AS {type_})")
     if candidate.name.startswith("dmy"):
         return _judge_days(candidate, first, second, name, config, rules)
     return Settled(candidate.type, candidate.native, candidate.cast)

@@ -663,3 +663,77 @@ async def test_results_stay_open_while_their_connector_changes(world: World) -> 
     assert world.stats().opened == 1  # a new pool
     await world.query.close_all()
     await until(lambda: len(world.source.live) == 1, "the old connection is closed")
+
+
+# --- the moments that chance seldom meets --------------------------------------------------------------------------------
+
+
+@scenario
+async def test_a_page_that_is_done_after_its_result_was_closed_gives_the_connection_back(world: World) -> None:
+    gate = threading.Event()
+
+    def answer(connection: FakeConnection, _s: Statement) -> Iterator[pa.RecordBatch]:
+        yield batch(*range(5))
+        world.source.blocked.release()
+        gate.wait(20)
+        yield batch(*range(5))
+        yield batch(*range(5))
+
+    await world.add()
+    world.source.on("select", answer)
+    page = await world.query.execute(call(), "main", "select", page_size=5)
+    fetching = asyncio.ensure_future(world.query.fetch(call(), page.query_id))
+    await blocked(world.source)
+    await world.query.close(call(), page.query_id)
+    await until(lambda: world.source.counts["cancel"] == 1, "the server is asked")  # and does not listen
+    gate.set()
+    with pytest.raises(Cancelled):
+        await fetching
+    await quiet(world, idle=0)
+    assert world.source.counts["abort"] == 0
+
+
+@scenario
+async def test_a_fetch_cancelled_in_the_queue_closes_its_result(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hfagent.services.connections._LANE_THREADS", 1)
+    await world.add()
+    world.source.on("select", counted(10, 5))
+    world.source.stuck("sleep")
+    page = await world.query.execute(call(), "main", "select", page_size=5)
+    running = asyncio.ensure_future(world.query.execute(call(), "main", "sleep"))
+    await blocked(world.source)
+    token = CancelToken()
+    fetching = asyncio.ensure_future(world.query.fetch(call(cancel=token), page.query_id))
+    await asyncio.sleep(0.01)
+    cancelling(fetching, token)
+    await asyncio.gather(fetching, return_exceptions=True)
+    await until(lambda: world.stats().busy == 1, "its connection is back, though no thread was free")
+    assert world.query.open_count == 1
+    await world.query.close_all()
+    await asyncio.gather(running, return_exceptions=True)
+    await quiet(world)
+
+
+@scenario
+async def test_cancelled_with_the_connection_in_hand_the_statement_is_not_sent(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cancel request that arrives before there is anything to cancel would let the statement run on."""
+    await world.add()
+    world.source.on("select", counted(10, 5))
+    original = world.connections.acquire
+
+    def acquire(source: Any, cancel: CancelToken, *rest: Any) -> Any:
+        lease = original(source, cancel, *rest)
+        cancel.cancel()
+        return lease
+
+    monkeypatch.setattr(world.connections, "acquire", acquire)
+    for attempt in (
+        world.query.execute(call(), "main", "select"),
+        world.query.explain(call(), "main", "select"),
+    ):
+        with pytest.raises(Cancelled):
+            await attempt
+    assert world.source.counts["execute"] == 0
+    await quiet(world, idle=0)
