@@ -109,7 +109,8 @@ def column_names(header: Sequence[str] | None, width: int) -> tuple[list[str], l
     used: set[str] = set()
     notes: list[str] = []
     for position, raw in enumerate(given, start=1):
-        wanted = raw.replace("\0", "") if raw.strip() else f"column_{position}"
+        clean = raw.replace("\0", "")  # which no identifier can hold
+        wanted = clean if clean.strip() else f"column_{position}"
         if wanted != raw and header is not None:
             notes.append(f"column {position} has no usable name and is called {wanted!r}")
         name = next(n for n in _variants(wanted) if _key(n) not in used and (n == wanted or _key(n) not in taken))

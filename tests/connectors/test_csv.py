@@ -464,6 +464,10 @@ def test_duplicate_and_empty_names(files: Files) -> None:
     assert any("repeated" in w for w in stream.warnings)
 
 
+def test_names_of_nul_only(files: Files) -> None:
+    assert files.rows("\0,a\0b\n1,2\n", header="true") == [{"column_1": 1, "ab": 2}]
+
+
 def test_emoji_and_odd_names(files: Files) -> None:
     odd = ["🦆", 'q"q', "select", "a.b", " padded ", "new\nline", "semi;colon", "x" * 300]
     out = io.StringIO()
