@@ -17,6 +17,7 @@ from hfagent.samples.generate import AS_OF, TABLES, postgres_script, tables, wri
 from hfagent.sdk.connector import ConnectorContext
 from hfagent.sdk.reading import ReadRequest, SchemaRequest
 from hfagent.sdk.registry import Registry
+from tests.fixtures.postgres import PostgresDatabase
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +141,14 @@ def test_script_has_every_row_and_no_loose_quote() -> None:
     assert "'" not in outside
     statements = [s for s in outside.split(";") if "INSERT INTO" in s]
     assert sum(len(re.findall(r"^\(", s, re.MULTILINE)) for s in statements) == 20_620
+
+
+def test_script_runs_twice_and_holds_the_same_rows(postgres_database: PostgresDatabase) -> None:
+    import psycopg
+
+    with psycopg.connect(postgres_database.dsn("hf"), autocommit=True) as connection:
+        for _ in range(2):
+            connection.execute(postgres_script())
+        for name, rows in tables().items():
+            order = "order_id, line" if name == "order_items" else next(iter(TABLES[name]))
+            assert connection.execute(f"SELECT * FROM hfagent_demo.{name} ORDER BY {order}").fetchall() == rows

@@ -526,6 +526,7 @@ export interface ConnectorPatch {
  * too (mode quick).
  */
 export interface AgentDoctorParams {
+  /** Test every active connector too. */
   connectors?: boolean;
 }
 
@@ -540,7 +541,9 @@ export interface AgentHelloParams {
   protocol?: [number, number];
   /** Version of the client. */
   build?: string;
+  /** Process id of the client. */
   pid?: number | null;
+  /** Its working directory. */
   cwd?: string | null;
   /** What the client is: `hfagent rpc`, `hfagent lsp`, …. */
   client?: string;
@@ -583,7 +586,9 @@ export interface AgentStatusParams {
 export interface ConnectorsApplyParams {
   /** Entries with name, type, config, …. */
   connectors: Array<Record<string, unknown>>;
+  /** Remove connectors that came from a file and are not among these. */
   prune?: boolean;
+  /** Only tell what would change. */
   dry_run?: boolean;
   /** Name of the file, for messages. */
   source?: string;
@@ -599,10 +604,13 @@ export interface ConnectorsBootstrapParams {
   schedule_cron: string;
   /** Fields of the type's config schema. */
   config?: Record<string, unknown>;
+  /** What it is for. */
   description?: string;
   /** Schemas to discover and read; empty = the owned ones. */
   output_schemas?: Array<string>;
+  /** Clients ask before anything unusual. */
   production?: boolean;
+  /** Changed rows since the last run, or everything. */
   schedule_mode?: "incremental" | "full";
 }
 
@@ -624,9 +632,11 @@ export interface ConnectorsCreateParams {
   type: string;
   /** Fields of the type's config schema. */
   config?: Record<string, unknown>;
+  /** What it is for. */
   description?: string;
   /** Schemas to discover and read; empty = the owned ones. */
   output_schemas?: Array<string>;
+  /** Clients ask before anything unusual. */
   production?: boolean;
 }
 
@@ -644,8 +654,11 @@ export interface ConnectorsGetParams {
 
 /** List the configured connectors. */
 export interface ConnectorsListParams {
+  /** Only this type (or alias). */
   type?: string | null;
+  /** Only types of this category. */
   category?: string | null;
+  /** Only what can, or cannot, be queried. */
   queryable?: boolean | null;
 }
 
@@ -665,11 +678,15 @@ export interface ConnectorsModelsParams {
   search?: string | null;
   /** Glob patterns on namespace.name. */
   include?: Array<string>;
+  /** Glob patterns of what to leave out. */
   exclude?: Array<string>;
   /** Only this stream (id as listed). */
   stream?: string | null;
+  /** How much of each stream to return. */
   depth?: "names" | "columns" | "full";
+  /** Streams per page. */
   page_size?: number;
+  /** `next_page` of the page before. */
   page_token?: string | null;
 }
 
@@ -689,7 +706,9 @@ export interface ConnectorsRotateParams {
   connector: string;
   /** Fields to change, secrets among them. */
   config: Record<string, unknown>;
+  /** Kept in the audit log. */
   reason?: string;
+  /** Save even when the test fails. */
   force_save?: boolean;
 }
 
@@ -703,9 +722,13 @@ export interface ConnectorsRotateParams {
 export interface ConnectorsTestParams {
   /** Id or name. */
   connector?: string | null;
+  /** Type (or alias) of a configuration that is not stored. */
   type?: string | null;
+  /** That configuration, or changes to the stored one. */
   config?: Record<string, unknown> | null;
+  /** Schemas to check instead of the stored ones. */
   output_schemas?: Array<string> | null;
+  /** How far the test goes. */
   mode?: "quick" | "standard" | "deep";
 }
 
@@ -713,6 +736,7 @@ export interface ConnectorsTestParams {
 export interface ConnectorsTestHistoryParams {
   /** Id or name. */
   connector: string;
+  /** Results to return. */
   limit?: number;
 }
 
@@ -725,16 +749,19 @@ export interface ConnectorsTestHistoryParams {
 export interface ConnectorsUpdateParams {
   /** Id or name. */
   connector: string;
+  /** What to change; absent fields stay as they are. */
   changes: ConnectorPatch;
 }
 
 /** Cancel a statement by its `query_id`, also from another connection of the same user. */
 export interface QueryCancelParams {
+  /** Names the result, as in its pages. */
   query_id: string;
 }
 
 /** Close an open result; what still runs is cancelled on the server. Closing twice is no error. */
 export interface QueryCloseParams {
+  /** Names the result, as in its pages. */
   query_id: string;
 }
 
@@ -767,7 +794,9 @@ export interface QueryExecuteParams {
 export interface QueryExplainParams {
   /** Id or name. */
   connector: string;
+  /** One statement in the connector's dialect. */
   sql: string;
+  /** Seconds it may take; at most query_timeout_s. */
   timeout_s?: number | null;
 }
 
@@ -780,19 +809,25 @@ export interface QueryExplainParams {
 export interface QueryExportParams {
   /** Id or name. */
   connector: string;
+  /** One statement in the connector's dialect. */
   sql: string;
   /** Absolute path on the agent's machine. */
   path: string;
+  /** Bound values, as in `query/execute`. */
   params?: Array<unknown> | Record<string, unknown> | null;
   /** Default: by the path's ending. */
   format?: "csv" | "parquet" | "jsonl" | null;
+  /** Stop after so many rows. */
   max_rows?: number | null;
+  /** Seconds it may take; at most query_timeout_s. */
   timeout_s?: number | null;
+  /** Replace an existing file. */
   overwrite?: boolean;
 }
 
 /** Fetch the next page of an open result. */
 export interface QueryFetchParams {
+  /** Names the result, as in its pages. */
   query_id: string;
   /** Default: as in `query/execute`. */
   page_size?: number | null;
@@ -822,7 +857,9 @@ export interface VaultStatusParams {
 
 /** Unlock a vault whose key is lost, with its recovery key, and give it a new key. */
 export interface VaultUnlockParams {
+  /** As it was shown; dashes and case do not matter. */
   recovery_key: string;
+  /** Where the new key goes. */
   key_source?: "keyring" | "file";
 }
 

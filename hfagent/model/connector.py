@@ -67,9 +67,9 @@ class ConnectorDraft(Value):
     name: str = Field(min_length=1, max_length=_NAME_LIMIT, description="Unique on this agent.")
     type: str = Field(description="Connector type or one of its aliases.")
     config: dict[str, Any] = Field(default_factory=dict, description="Fields of the type's config schema.")
-    description: str = Field("", max_length=2000)
+    description: str = Field("", max_length=2000, description="What it is for.")
     output_schemas: tuple[str, ...] = Field((), description="Schemas to discover and read; empty = the owned ones.")
-    production: bool = False
+    production: bool = Field(False, description="Clients ask before anything unusual.")
 
     @field_validator("name")
     @classmethod

@@ -26,8 +26,8 @@ class HelloParams(Params):
         (PROTOCOL_VERSION, PROTOCOL_VERSION), description="Lowest and highest version spoken."
     )
     build: str = Field("", description="Version of the client.")
-    pid: int | None = None
-    cwd: str | None = None
+    pid: int | None = Field(None, description="Process id of the client.")
+    cwd: str | None = Field(None, description="Its working directory.")
     client: str = Field("", description="What the client is: `hfagent rpc`, `hfagent lsp`, ….")
     env: dict[str, str] = Field(default_factory=dict, description="Allow-listed environment of the client.")
     token: str | None = Field(None, description="Content of the token file; needed on TCP only.")
@@ -90,7 +90,7 @@ class DoctorParams(Params):
     too (mode quick).
     """
 
-    connectors: bool = False
+    connectors: bool = Field(False, description="Test every active connector too.")
 
 
 class DoctorResult(Value):

@@ -48,9 +48,9 @@ class CatalogResult(Value):
 class ListParams(Params):
     """List the configured connectors."""
 
-    type: str | None = None
-    category: str | None = None
-    queryable: bool | None = None
+    type: str | None = Field(None, description="Only this type (or alias).")
+    category: str | None = Field(None, description="Only types of this category.")
+    queryable: bool | None = Field(None, description="Only what can, or cannot, be queried.")
 
 
 class ListResult(Value):
@@ -73,7 +73,9 @@ class BootstrapParams(CreateParams):
     """Create a connector and attach a schedule in one call."""
 
     schedule_cron: str = Field(description="Five-field cron expression.")
-    schedule_mode: Literal["incremental", "full"] = "incremental"
+    schedule_mode: Literal["incremental", "full"] = Field(
+        "incremental", description="Changed rows since the last run, or everything."
+    )
 
 
 class UpdateParams(Params):
@@ -84,7 +86,7 @@ class UpdateParams(Params):
     """
 
     connector: str = Field(description="Id or name.")
-    changes: ConnectorPatch
+    changes: ConnectorPatch = Field(description="What to change; absent fields stay as they are.")
 
 
 class DeleteParams(Params):
@@ -104,10 +106,10 @@ class TestParams(Params):
     __test__ = False  # not a test class, whatever its name suggests to pytest
 
     connector: str | None = Field(None, description="Id or name.")
-    type: str | None = None
-    config: dict[str, Any] | None = None
-    output_schemas: tuple[str, ...] | None = None
-    mode: Literal["quick", "standard", "deep"] = "standard"
+    type: str | None = Field(None, description="Type (or alias) of a configuration that is not stored.")
+    config: dict[str, Any] | None = Field(None, description="That configuration, or changes to the stored one.")
+    output_schemas: tuple[str, ...] | None = Field(None, description="Schemas to check instead of the stored ones.")
+    mode: Literal["quick", "standard", "deep"] = Field("standard", description="How far the test goes.")
 
 
 class TestHistoryParams(Params):
@@ -116,7 +118,7 @@ class TestHistoryParams(Params):
     __test__ = False
 
     connector: str = Field(description="Id or name.")
-    limit: int = Field(20, ge=1, le=100)
+    limit: int = Field(20, ge=1, le=100, description="Results to return.")
 
 
 class TestHistoryResult(Value):
@@ -138,11 +140,11 @@ class ModelsParams(Params):
     schemas: tuple[str, ...] = Field((), description="Only these namespaces (within output_schemas).")
     search: str | None = Field(None, description="Only streams whose namespace.name contains this text, case ignored.")
     include: tuple[str, ...] = Field((), description="Glob patterns on namespace.name.")
-    exclude: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = Field((), description="Glob patterns of what to leave out.")
     stream: str | None = Field(None, description="Only this stream (id as listed).")
-    depth: Literal["names", "columns", "full"] = "full"
-    page_size: int = Field(200, ge=1, le=500)
-    page_token: str | None = None
+    depth: Literal["names", "columns", "full"] = Field("full", description="How much of each stream to return.")
+    page_size: int = Field(200, ge=1, le=500, description="Streams per page.")
+    page_token: str | None = Field(None, description="`next_page` of the page before.")
 
 
 class RotateParams(Params):
@@ -153,8 +155,8 @@ class RotateParams(Params):
 
     connector: str = Field(description="Id or name.")
     config: dict[str, Any] = Field(description="Fields to change, secrets among them.")
-    reason: str = Field("", max_length=500)
-    force_save: bool = False
+    reason: str = Field("", max_length=500, description="Kept in the audit log.")
+    force_save: bool = Field(False, description="Save even when the test fails.")
 
 
 class RotateResult(Value):
@@ -184,8 +186,8 @@ class ApplyParams(Params):
     """
 
     connectors: tuple[dict[str, Any], ...] = Field(description="Entries with name, type, config, ….")
-    prune: bool = False
-    dry_run: bool = False
+    prune: bool = Field(False, description="Remove connectors that came from a file and are not among these.")
+    dry_run: bool = Field(False, description="Only tell what would change.")
     source: str = Field("", description="Name of the file, for messages.")
 
 

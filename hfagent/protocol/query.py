@@ -53,28 +53,28 @@ class ExecuteParams(Params):
 class FetchParams(Params):
     """Fetch the next page of an open result."""
 
-    query_id: str
+    query_id: str = Field(description="Names the result, as in its pages.")
     page_size: int | None = Field(None, ge=1, le=50_000, description="Default: as in `query/execute`.")
 
 
 class CloseParams(Params):
     """Close an open result; what still runs is cancelled on the server. Closing twice is no error."""
 
-    query_id: str
+    query_id: str = Field(description="Names the result, as in its pages.")
 
 
 class CancelParams(Params):
     """Cancel a statement by its `query_id`, also from another connection of the same user."""
 
-    query_id: str
+    query_id: str = Field(description="Names the result, as in its pages.")
 
 
 class ExplainParams(Params):
     """Show the plan of a statement without running it."""
 
     connector: str = Field(description="Id or name.")
-    sql: str = Field(min_length=1, max_length=1_000_000)
-    timeout_s: float | None = Field(None, gt=0, le=86_400)
+    sql: str = Field(min_length=1, max_length=1_000_000, description="One statement in the connector's dialect.")
+    timeout_s: float | None = Field(None, gt=0, le=86_400, description="Seconds it may take; at most query_timeout_s.")
 
 
 class ExportParams(Params):
@@ -85,13 +85,13 @@ class ExportParams(Params):
     """
 
     connector: str = Field(description="Id or name.")
-    sql: str = Field(min_length=1, max_length=1_000_000)
-    params: list[Any] | dict[str, Any] | None = None
+    sql: str = Field(min_length=1, max_length=1_000_000, description="One statement in the connector's dialect.")
+    params: list[Any] | dict[str, Any] | None = Field(None, description="Bound values, as in `query/execute`.")
     path: str = Field(description="Absolute path on the agent's machine.")
     format: Literal["csv", "parquet", "jsonl"] | None = Field(None, description="Default: by the path's ending.")
-    max_rows: int | None = Field(None, ge=1)
-    timeout_s: float | None = Field(None, gt=0, le=86_400)
-    overwrite: bool = False
+    max_rows: int | None = Field(None, ge=1, description="Stop after so many rows.")
+    timeout_s: float | None = Field(None, gt=0, le=86_400, description="Seconds it may take; at most query_timeout_s.")
+    overwrite: bool = Field(False, description="Replace an existing file.")
 
 
 EXECUTE = Method("query/execute", ExecuteParams, QueryPage, access=Access.OPERATE, progress=True, errors=_RUN)

@@ -57,8 +57,8 @@ class RecoveryKey(Value):
 class UnlockParams(Params):
     """Unlock a vault whose key is lost, with its recovery key, and give it a new key."""
 
-    recovery_key: str
-    key_source: Literal["keyring", "file"] = "file"
+    recovery_key: str = Field(description="As it was shown; dashes and case do not matter.")
+    key_source: Literal["keyring", "file"] = Field("file", description="Where the new key goes.")
 
 
 STATUS = Method("vault/status", StatusParams, VaultStatus)
