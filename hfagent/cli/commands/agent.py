@@ -82,7 +82,8 @@ def _doctor(app: App, args: argparse.Namespace) -> int:
             app.output.out.print(Text.assemble("                        ", ("try: ", "bold"), clean(check.hint)))
     errors = sum(check.status == "error" for check in result.checks)
     warnings = sum(check.status == "warning" for check in result.checks)
-    summary = "all is well" if not errors + warnings else f"{errors} errors, {warnings} warnings"
+    counts = [f"{n} {word}{'s' if n > 1 else ''}" for n, word in ((errors, "error"), (warnings, "warning")) if n]
+    summary = ", ".join(counts) or "all is well"
     app.output.out.print(Text(summary, style="bold green" if result.ok else "bold red"))
     return 0 if result.ok else 1
 
