@@ -194,6 +194,7 @@ class DirectoryWatch:
         self._observer: Any = None
         self._pending: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._turn = asyncio.Lock()
         self._stopped = False
         self.last_errors: tuple[str, ...] = ()
         self.runs = 0
@@ -258,6 +259,10 @@ class DirectoryWatch:
         task.add_done_callback(self._tasks.discard)
 
     async def _run(self) -> None:
+        async with self._turn:  # one after the other: an older reading must not be applied over a newer one
+            await self._apply_once()
+
+    async def _apply_once(self) -> None:
         try:
             entries, errors = await self._workers.apart(self._read)
             # With a broken file in the directory nothing is removed: its entries would look deleted.
