@@ -191,6 +191,23 @@ def _table() -> dict[str, ErrorCode]:
             },
         ),
         (
+            "lakehouse",
+            False,
+            {
+                "lakehouse.damaged": "A dataset's table is damaged before the last state known to be safe.",
+                "lakehouse.null_key": "A row to be merged has no value in its key.",
+                "lakehouse.foreign": "The directory holds something that is not this dataset's table.",
+            },
+        ),
+        (
+            "lakehouse",
+            True,
+            {
+                "lakehouse.busy": "Another process is writing to the dataset's table.",
+                "lakehouse.conflict": "The dataset's table was changed by another writer meanwhile.",
+            },
+        ),
+        (
             "query",
             False,
             {

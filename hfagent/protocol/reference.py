@@ -49,6 +49,7 @@ _BLAME: Final = {
     "transient": "nobody: repeat it",
     "read": "whoever runs the source",
     "state": "whoever set up the incremental sync",
+    "lakehouse": "whoever runs the machine that keeps the datasets",
     "query": "whoever wrote the statement",
     "vault": "whoever runs the agent: its key or a secret reference is missing",
     "request": "whoever wrote the client",
