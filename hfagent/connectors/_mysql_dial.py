@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import ssl
 from pathlib import Path
-from typing import Final
 
 from hfagent.connectors._mysql_config import MySQLFamilyConfig
 from hfagent.foundation.clock import Deadline
@@ -14,15 +13,14 @@ from hfagent.sdk import network
 
 __all__ = ["dial", "socket_error"]
 
-_USER_TIMEOUT_MS: Final = 60_000
-
 
 def dial(config: MySQLFamilyConfig, deadline: Deadline, allowed_paths: tuple[Path, ...]) -> socket.socket:
     """Connect to the configured address. Raises `AgentError`; ends by `deadline`."""
     if config.unix_socket is not None:
         return _dial_local(config.unix_socket, deadline, allowed_paths)
     sock, _ = network.dial(config.host or "localhost", config.port, deadline)
-    _tune(sock, config.keepalive_s)
+    for level, option, value in network.socket_options(config.keepalive_s):
+        sock.setsockopt(level, option, value)
     return sock
 
 
@@ -71,16 +69,6 @@ def _local_error(error: OSError, path: str) -> AgentError:
     return SourceError(
         f"the connection to {path} was cut: {error.strerror}", code="net.reset", hint="it can be repeated"
     )
-
-
-def _tune(sock: socket.socket, keepalive_s: int) -> None:
-    """Notice a dead peer: probes in silence, and a limit on bytes that nobody acknowledges."""
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    options = {"TCP_KEEPIDLE": keepalive_s, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": _USER_TIMEOUT_MS}
-    for name, value in options.items():
-        if hasattr(socket, name):  # not every platform has all of them
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 # OpenSSL's X509_V_ERR_… numbers

@@ -25,9 +25,9 @@ from hfagent.connectors._postgres_errors import connect_error
 from hfagent.connectors._postgres_session import Session, facts_of
 from hfagent.foundation.clock import Deadline
 from hfagent.foundation.errors import AgentError, ConfigError, SourceError
+from hfagent.sdk import network
 from hfagent.sdk.config import secret_value
 from hfagent.sdk.connector import ConnectorContext
-from hfagent.sdk.network import resolve
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn
@@ -84,7 +84,7 @@ def _targets(config: PostgresConfig, deadline: Deadline, failures: list[AgentErr
             yield host, ""
             continue
         try:
-            addresses = resolve(host, config.port, Deadline(deadline.bounded(config.connect_timeout_s)))
+            addresses = network.resolve(host, config.port, Deadline(deadline.bounded(config.connect_timeout_s)))
         except AgentError as error:
             failures.append(error)
             continue
@@ -168,9 +168,9 @@ def _parameters(config: PostgresConfig, context: ConnectorContext) -> dict[str, 
         "connect_timeout": str(config.connect_timeout_s),
         "keepalives": "1",
         "keepalives_idle": str(config.keepalive_s),
-        "keepalives_interval": "10",
-        "keepalives_count": "3",
-        "tcp_user_timeout": str((config.keepalive_s + 30) * 1000),
+        "keepalives_interval": str(network.KEEPALIVE_INTERVAL_S),
+        "keepalives_count": str(network.KEEPALIVE_COUNT),
+        "tcp_user_timeout": str(network.USER_TIMEOUT_MS),
         "options": "" if config.pgbouncer_transaction_mode else _start_up_options(config),
     }  # fmt: skip
     if config.sslmode in ("disable", "allow", "prefer") and not config.is_local:

@@ -45,16 +45,19 @@ STAGGER_S: Final = 0.25
 _SURVEY_S: Final = 1.0
 _STALE_LOOKUP_S: Final = 30.0
 
-KEEPALIVE_INTERVAL_S: Final = 10
-KEEPALIVE_COUNT: Final = 3
 USER_TIMEOUT_MS: Final = 15_000
-"""Sent bytes that nobody acknowledges for so long end a connection; keep-alive probes do not run while bytes are under way."""
+"""Silence for so long ends a connection: of sent bytes that nobody acknowledges (keep-alive probes do not run meanwhile),
+and of an idle one since its last packet, once a probe has stayed without an answer. The one rule for every driver."""
+KEEPALIVE_INTERVAL_S: Final = 5
+KEEPALIVE_COUNT: Final = 3
+"""Probes before the end, where the platform cannot limit silence: `USER_TIMEOUT_MS` in all."""
 
 
 def socket_options(keepalive_s: int = 30) -> list[tuple[int, int, int]]:
     """Return `setsockopt` arguments that make a dead peer noticed, in silence and with bytes under way.
 
-    `keepalive_s`: seconds of silence before the first probe. What the platform lacks is left out.
+    `keepalive_s`: seconds of silence before the first probe. A peer that is gone without a word is noticed after
+    `max(USER_TIMEOUT_MS, keepalive_s + KEEPALIVE_INTERVAL_S)` when nothing is under way. What the platform lacks is left out.
     """
     options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1), (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
     values = {

@@ -104,7 +104,7 @@ def test_the_announced_flags_and_options_on_the_socket(source: MariadbSource, co
     sock = session._sock
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
     assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 17
-    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 60_000
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 15_000
 
 
 def test_one_statement_at_a_time_even_past_the_guard(source: MariadbSource, connect: Callable[..., Any]) -> None:
