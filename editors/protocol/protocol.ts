@@ -78,6 +78,7 @@ export type ErrorCode =
   | "schema.type_conflict"
   | "lakehouse.damaged"
   | "lakehouse.null_key"
+  | "lakehouse.shrink_held"
   | "lakehouse.foreign"
   | "lakehouse.busy"
   | "lakehouse.conflict"

@@ -69,6 +69,7 @@ def make_private_directory(path: Path) -> None:
     for directory in (*reversed(path.parents), path):  # `Path.mkdir(parents=True)` gives the mode to the last one only
         if not directory.is_dir():
             directory.mkdir(mode=0o700, exist_ok=True)
+            sync_directory(directory.parent)  # what is in it may be synced with care, and gone with its name
     status = path.stat()
     if status.st_uid != os.geteuid():
         raise PermissionError(

@@ -196,6 +196,7 @@ def _table() -> dict[str, ErrorCode]:
             {
                 "lakehouse.damaged": "A dataset's table is damaged before the last state known to be safe.",
                 "lakehouse.null_key": "A row to be merged has no value in its key.",
+                "lakehouse.shrink_held": "A full run brought far fewer rows than the dataset has; it was held back.",
                 "lakehouse.foreign": "The directory holds something that is not this dataset's table.",
             },
         ),

@@ -1,10 +1,10 @@
 """Merging by key: rows that are new come, rows that changed take the place of the old ones, equal rows cost nothing.
 
-Two passes. `plan` reads only the keys and digests of the files that can hold a changed key (the log's bounds tell which)
-and finds what really changed; rows that are there already, digest and all, are dropped. `merge` then rewrites the files
-that hold a changed key, without it, and adds the changes. Files without one are neither read whole nor written.
+Two passes. The first reads only the keys of the files that can hold a changed key (the log's bounds tell which), and the
+values of row groups that do: rows that are there already, value for value, are dropped. The second rewrites the files that
+hold a changed key, without it, and adds the changes. Files without one are neither read whole nor written.
 
-Memory: the keys and digests of the change, the change itself, and one file's keys (or one row group's rows) at a time.
+Memory: the change itself, and one row group of one file at a time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ __all__ = ["Merged", "merge"]
 
 _ROW: Final = "\x00row"
 _FILE_ROW: Final = "\x00file_row"
-_FILE_DIGEST: Final = "\x00file_digest"
 _COARSE: Final = timedelta(milliseconds=1)
 
 
@@ -55,13 +54,19 @@ class _Hit:
 
 
 def merge(
-    table: LakeTable, change: pa.Table, commit: Commit, *, keys: Sequence[str], digest: str | None = None, **sizes: int
+    table: LakeTable,
+    change: pa.Table,
+    commit: Commit,
+    *,
+    keys: Sequence[str],
+    compare: Sequence[str] = (),
+    **sizes: int,
 ) -> Merged | None:
     """Merge `change` (in the table's schema) by `keys`. Of equal keys in the change the last row wins.
 
-    With `digest`, rows that the table holds with the same digest are left alone. Returns None when nothing changed: then
-    nothing is written, and the sequence is not used up. `sizes`: see `Stage`. Raises `AgentError`: `lakehouse.null_key`
-    when a key has no value, and what `LakeTable.change` raises.
+    Rows that the table holds with equal values in the `compare` columns are left alone (empty: none are). Returns None when
+    nothing changed: then nothing is written, and the sequence is not used up. `sizes`: see `Stage`. Raises `AgentError`:
+    `lakehouse.null_key` when a key has no value, and what `LakeTable.change` raises.
     """
     if not keys:
         raise InternalError("a merge needs a key")
@@ -71,7 +76,7 @@ def merge(
     delivered = change.num_rows
     change = _last_of_each(change, keys)
     superseded = delivered - change.num_rows
-    hits, same, updated, skipped = _plan(table, change, keys, digest)
+    hits, same, updated, skipped = _plan(table, change, keys, compare)
     if len(same):
         import pyarrow as pa
         import pyarrow.compute as pc
@@ -122,15 +127,12 @@ def _last_of_each(change: pa.Table, keys: Sequence[str]) -> pa.Table:
 
 
 def _plan(
-    table: LakeTable, change: pa.Table, keys: Sequence[str], digest: str | None
+    table: LakeTable, change: pa.Table, keys: Sequence[str], compare: Sequence[str]
 ) -> tuple[list[_Hit], pa.Array, int, int]:
     """The files to rewrite; the change's rows that are there already; how many are updates; how many files are ruled out."""
     import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
-    columns = [*keys, *([digest] if digest else [])]
-    wanted = change.select(columns).append_column(_ROW, pa.array(range(change.num_rows), pa.int64()))
+    wanted = change.select(list(keys)).append_column(_ROW, pa.array(range(change.num_rows), pa.int64()))
     bounded = {key: change.column(key) for key in keys if _bounded(change.schema.field(key).type)}
     hits: list[_Hit] = []
     same: list[pa.Array] = []
@@ -139,19 +141,57 @@ def _plan(
         if _ruled_out(file, bounded):
             skipped += 1
             continue
-        held = pq.read_table(table.directory / file.name, columns=columns, partitioning=None)
-        held = held.append_column(_FILE_ROW, pa.array(range(held.num_rows), pa.int64()))
-        if digest:
-            held = held.rename_columns([*keys, _FILE_DIGEST, _FILE_ROW])
-        found = held.join(wanted, keys=list(keys), join_type="inner")
-        if digest and found.num_rows:
-            equal = pc.fill_null(pc.equal(found.column(_FILE_DIGEST), found.column(digest)), False)
-            same.append(found.filter(equal).column(_ROW).combine_chunks())
-            found = found.filter(pc.invert(equal))
-        if found.num_rows:
-            updated += found.num_rows
-            hits.append(_Hit(file, found.column(_FILE_ROW).combine_chunks()))
+        places = _places(table.directory / file.name, change, wanted, keys, compare, same)
+        if len(places):
+            updated += len(places)
+            hits.append(_Hit(file, places))
     return hits, pa.concat_arrays(same) if same else pa.array([], pa.int64()), updated, skipped
+
+
+def _places(
+    path: Path, change: pa.Table, wanted: pa.Table, keys: Sequence[str], compare: Sequence[str], same: list[pa.Array]
+) -> pa.Array:
+    """Where in a file the rows stand that the change replaces. Rows of the change that are there already go to `same`."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    found: list[pa.Array] = []
+    with pq.ParquetFile(path) as file:
+        present = [name for name in compare if name in file.schema_arrow.names]
+        start = 0
+        for group in range(file.num_row_groups):
+            held = file.read_row_group(group, columns=list(keys))
+            held = held.append_column(_FILE_ROW, pa.array(range(held.num_rows), pa.int64()))
+            pairs = held.join(wanted, keys=list(keys), join_type="inner")
+            rows, places = pairs.column(_ROW).combine_chunks(), pairs.column(_FILE_ROW).combine_chunks()
+            if len(rows) and len(present) == len(compare) and compare:
+                old = file.read_row_group(group, columns=present).take(places)
+                equal = _equal_rows(old, change.select(present).take(rows), present)
+                same.append(rows.filter(equal))
+                places = places.filter(pc.invert(equal))
+            found.append(pc.add(places, start))
+            start += held.num_rows
+    return pa.concat_arrays(found) if found else pa.array([], pa.int64())
+
+
+def _equal_rows(left: pa.Table, right: pa.Table, names: Sequence[str]) -> pa.Array:
+    """Which rows of two tables of equal length are the same: no value equals no value, not-a-number equals itself."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    result = pa.array([True] * left.num_rows, pa.bool_())
+    for name in names:
+        a, b = left.column(name).combine_chunks(), right.column(name).combine_chunks()
+        if pa.types.is_nested(a.type):
+            equal = pa.array([x == y for x, y in zip(a.to_pylist(), b.to_pylist(), strict=True)], pa.bool_())
+        else:
+            both_null = pc.and_(pc.is_null(a), pc.is_null(b))
+            equal = pc.or_(both_null, pc.fill_null(pc.equal(a, b.cast(a.type)), False))
+            if pa.types.is_floating(a.type):
+                equal = pc.or_(equal, pc.fill_null(pc.and_(pc.is_nan(a), pc.is_nan(b)), False))
+        result = pc.and_(result, equal)
+    return result
 
 
 def _without(path: Path, rows: pa.Array, schema: pa.Schema) -> Iterator[pa.RecordBatch]:

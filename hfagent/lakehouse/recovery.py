@@ -7,6 +7,7 @@ its first line how many actions it has, and `recover` holds each later commit ag
 * A broken commit above the version that is known to be durable was never acknowledged: it and all above it are set aside
   (`….torn`), newest first, so that a second crash finds the same picture again.
 * A broken commit at or below that version is damage: the table is refused, untouched.
+* A whole commit above that version is made durable before anybody builds on it: its writer may have died too early.
 * Checkpoints are a shortcut of the log. A broken one is set aside; the log tells the same.
 """
 
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote
 
-from hfagent.foundation.atomic import sync_directory
+from hfagent.foundation.atomic import sync_directory, sync_file
 from hfagent.lakehouse.failures import damaged
 
 __all__ = ["ACTIONS_KEY", "LOG", "Recovery", "commit_file", "recover"]
@@ -31,7 +32,7 @@ ACTIONS_KEY: Final = "hfagent.actions"
 
 _COMMIT = re.compile(r"(\d{20})\.json")
 _CHECKPOINT = re.compile(r"(\d{20})\.checkpoint(\..+)?\.parquet")
-_TEMPORARY = re.compile(r"_commit_.*\.json\.tmp|.*\.json\.tmp")
+_TEMPORARY = re.compile(r".*\.json\.tmp|\d{20}\.json#\d+")
 _MAGIC: Final = b"PAR1"
 _SMALLEST: Final = 12
 _log = logging.getLogger(__name__)
@@ -66,9 +67,6 @@ def recover(directory: Path, durable: int | None) -> Recovery:
             raise damaged(directory, f"its log is gone, and version {durable} was recorded as written")
         return Recovery(None)
     commits = sorted(int(match[1]) for entry in log.iterdir() if (match := _COMMIT.fullmatch(entry.name)))
-    for entry in log.iterdir():
-        if _TEMPORARY.fullmatch(entry.name):
-            entry.unlink()  # a commit that was never linked to its version
     last = commits[-1] if commits else None
     if durable is not None and (last is None or last < durable):
         raise damaged(directory, f"version {durable} was recorded as written, the log ends at {last}")
@@ -79,6 +77,9 @@ def recover(directory: Path, durable: int | None) -> Recovery:
         version, reason = broken
         if durable is not None and version <= durable:
             raise damaged(directory, f"version {version}: {reason}")
+        # A commit is durable before the next one begins, so what follows a cut one cannot be whole: this is no power cut.
+        if whole_after := [c for c in commits if c > version and _flaw(directory, c, files=True) is None]:
+            raise damaged(directory, f"version {version}: {reason}; and version {whole_after[0]} after it is whole")
         for number in reversed([commit for commit in commits if commit >= version]):
             path = commit_file(directory, number)
             path.rename(_free_name(path))
@@ -88,28 +89,44 @@ def recover(directory: Path, durable: int | None) -> Recovery:
             _log.warning("%s: version %d was cut short (%s) and is set aside", directory, number, reasons[-1])
         whole = [commit for commit in commits if commit < version]
         last = whole[-1] if whole else None
+    if last is not None and last != durable:
+        # Who wrote these may have died before the sync; our caller is about to build on them.
+        for number in commits:
+            if number <= last and (durable is None or number > durable):
+                sync_file(commit_file(directory, number))
+        for parent in (log, directory, directory.parent):
+            sync_directory(parent)
+    for entry in list(log.iterdir()):
+        if _TEMPORARY.fullmatch(entry.name):
+            entry.unlink()  # a commit that was never linked to its version
     _drop_broken_checkpoints(log, last, set_aside, reasons)
     return Recovery(last, tuple(set_aside), tuple(reasons))
 
 
 def _first_broken(directory: Path, commits: list[int], durable: int | None) -> tuple[int, str] | None:
-    """The lowest version above `durable` (that one included) that cannot be used, and why."""
+    """The lowest version that cannot be used, and why. Versions that a whole checkpoint replaces are not looked at.
+
+    Data files are checked from `durable` on: a reader misses an older one, but would take an older empty commit for whole.
+    """
     start = 0 if durable is None else durable
+    checkpoints = (directory / LOG).glob("*.checkpoint*.parquet")
+    found = [int(path.name[:20]) for path in checkpoints if _CHECKPOINT.fullmatch(path.name) and _footer_reads(path)]
+    first = max((version for version in found if version <= start), default=-1) + 1
     expected: int | None = None
     for version in commits:
-        if version < start:
+        if version < min(first, start):
             continue
         if expected is not None and version != expected:
             return expected, "it is missing"
         expected = version + 1
-        reason = _flaw(directory, version)
+        reason = _flaw(directory, version, files=version >= start)
         if reason is not None:
             return version, reason
     return None
 
 
-def _flaw(directory: Path, version: int) -> str | None:
-    """What is wrong with one commit; None when it is whole and its data files are there."""
+def _flaw(directory: Path, version: int, *, files: bool) -> str | None:
+    """What is wrong with one commit; None when it is whole and, with `files`, its data files are there."""
     content = commit_file(directory, version).read_bytes()
     if not content.strip(b"\0 \r\n"):
         return "it is empty"
@@ -119,7 +136,7 @@ def _flaw(directory: Path, version: int) -> str | None:
             action = json.loads(line)
         except ValueError:
             return "it ends in the middle of a line"
-        if not isinstance(action, dict) or not action:
+        if not isinstance(action, dict) or not action or not all(isinstance(body, dict) for body in action.values()):
             return "it holds something that is no action"
         actions.append(action)
     kinds = [next(iter(action)) for action in actions]
@@ -131,10 +148,10 @@ def _flaw(directory: Path, version: int) -> str | None:
         found = f"{kinds.count('add')},{kinds.count('remove')},{kinds.count('txn')}"
         if found != counted:
             return f"it was written with {counted} actions and has {found}"
-    elif not {"metaData", "protocol"} & set(kinds) or (version == 0 and "metaData" not in kinds):
-        return "its actions are missing"  # delta-rs' own commits of ours: a new table, new columns, a new feature
+    elif set(kinds) == {"commitInfo"} or (version == 0 and "metaData" not in kinds):
+        return "its actions are missing"  # another writer's commit, or delta-rs' own: a new table, columns, a feature
     for action in actions:
-        if "add" in action and (reason := _file_flaw(directory, action["add"])) is not None:
+        if files and "add" in action and (reason := _file_flaw(directory, action["add"])) is not None:
             return reason
     return None
 

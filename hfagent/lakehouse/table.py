@@ -100,7 +100,7 @@ class LakeTable:
                 handle = _opened(directory)
             return cls(directory, handle, app_id=app_id, lock=lock, recovery=recovery)
         except BaseException:
-            os.close(lock)
+            _unlock(lock)
             raise
 
     # --- what is there ---
@@ -235,7 +235,7 @@ class LakeTable:
     def close(self) -> None:
         """Release the lock. Safe to repeat."""
         if self._lock >= 0:
-            os.close(self._lock)
+            _unlock(self._lock)
             self._lock = -1
 
     def __enter__(self) -> Self:
@@ -324,6 +324,11 @@ def _locked(directory: Path) -> int:
             hint="wait for the run that is going on, or cancel it: hfagent run list",
         ) from None
     return descriptor
+
+
+def _unlock(descriptor: int) -> None:
+    fcntl.flock(descriptor, fcntl.LOCK_UN)  # a child between fork and exec may hold a copy of the descriptor
+    os.close(descriptor)
 
 
 def _refuse_foreign(directory: Path) -> None:

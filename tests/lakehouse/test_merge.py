@@ -61,7 +61,7 @@ def test_it_does_what_a_dictionary_does(
                 change(*rows),
                 Commit(sequence),
                 keys=["id", "part"],
-                digest="digest",
+                compare=["digest"],
                 target_bytes=1,
                 group_bytes=1,
             )
@@ -99,10 +99,10 @@ def test_rows_that_are_there_already_cost_nothing(tmp_path: Path) -> None:
         many_files(table)
         version = table.version
         again = change(*((number, "a", 0) for number in range(20, 40)))
-        assert merge(table, again, Commit(2), keys=["id"], digest="digest") is None
+        assert merge(table, again, Commit(2), keys=["id"], compare=["digest"]) is None
         assert (table.version, table.sequence) == (version, 1)
         mixed = pa.concat_tables([again, change((41, "a", 5))])
-        done = merge(table, mixed, Commit(2), keys=["id"], digest="digest")
+        done = merge(table, mixed, Commit(2), keys=["id"], compare=["digest"])
         assert done is not None
         assert (done.unchanged, done.updated, done.files_rewritten) == (20, 1, 1)
 
@@ -135,7 +135,7 @@ def test_older_files_take_the_columns_that_came_later(tmp_path: Path) -> None:
         many_files(table)
         table.add_columns([pa.field("note", pa.string())])
         new = change((3, "a", 9)).append_column("note", pa.array(["late"])).select(table.schema.names)
-        merge(table, new.cast(table.schema), Commit(2), keys=["id"], digest="digest")
+        merge(table, new.cast(table.schema), Commit(2), keys=["id"], compare=["digest"])
     found = deltalake.DeltaTable(str(tmp_path / "t")).to_pyarrow_table()
     notes = dict(zip(found["id"].to_pylist(), found["note"].to_pylist(), strict=True))
     assert notes == {number: "late" if number == 3 else None for number in range(100)}
