@@ -1,5 +1,5 @@
-"""The agent's own SQLite: connectors, sealed secrets, test history, catalogues, schedules, audit. Synchronous, thread-safe.
+"""The agent's own SQLite: connectors and all that belongs to them, datasets, sync states, runs, outbox, audit.
 
-Not here: what the data means. The store keeps rows and promises that a change is whole or absent; policy, masking and
-sealing belong to the floors above. `store.Store` is the way in.
+Synchronous, thread-safe. Not here: what the data means. The store keeps rows and promises that a change is whole or absent;
+policy, masking and sealing belong to the floors above. `store.Store` is the way in.
 """

@@ -20,11 +20,15 @@ from hfagent.store.catalogues import Catalogues
 from hfagent.store.checks import Checks
 from hfagent.store.connectors import Connectors
 from hfagent.store.database import BALLAST_BYTES, Database
+from hfagent.store.datasets import Datasets
 from hfagent.store.identifiers import new_id
 from hfagent.store.meta import Meta
 from hfagent.store.migrations import MIGRATIONS
+from hfagent.store.outbox import Outbox
+from hfagent.store.runs import Runs
 from hfagent.store.schedules import Schedules
 from hfagent.store.secrets import Secrets
+from hfagent.store.sync_states import SyncStates
 
 __all__ = ["Store", "StoreStatus"]
 
@@ -51,6 +55,10 @@ class Store:
         self.secrets = Secrets(database)
         self.checks = Checks(database)
         self.schedules = Schedules(database)
+        self.runs = Runs(database)
+        self.datasets = Datasets(database, after_delete=self.runs.tidy)
+        self.sync_states = SyncStates(database)
+        self.outbox = Outbox(database)
         self.audit = Audit(database)
         self.meta = Meta(database)
 
@@ -68,6 +76,7 @@ class Store:
         try:
             store = cls(database)
             store.catalogues.tidy()
+            store.runs.tidy()
             if not database.full:
                 store.agent_id, store.created_at  # noqa: B018  written at the first start, whoever asks first
         except BaseException:
@@ -96,6 +105,7 @@ class Store:
             yield self
         if reclaiming:
             self.catalogues.tidy()
+            self.runs.tidy()
 
     def new_id(self) -> str:
         """Return a new id; later ones are greater."""

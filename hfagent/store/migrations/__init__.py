@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from hfagent.store.connection import APPLICATION_ID
-from hfagent.store.migrations import m0001_start
+from hfagent.store.migrations import m0001_start, m0002_datasets
 
 __all__ = ["MIGRATIONS", "migrate"]
 
-MIGRATIONS: Final[tuple[str, ...]] = (m0001_start.SQL,)
+MIGRATIONS: Final[tuple[str, ...]] = (m0001_start.SQL, m0002_datasets.SQL)
 
 
 def migrate(connection: sqlite3.Connection, migrations: Sequence[str]) -> int:
