@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 from pydantic import field_validator
 
 from hfagent.connectors._mysql_config import MySQLFamilyConfig
+from hfagent.foundation.cancellation import CancelToken
 from hfagent.foundation.clock import Deadline
 from hfagent.foundation.errors import AgentError, SourceError
 from hfagent.model.query import QueryPlan
 from hfagent.model.stream import Column, Stream
 from hfagent.sdk.config import field
 from hfagent.sdk.driver import Driver
+from hfagent.sdk.incremental import WatermarkFacts
 from hfagent.sdk.probe import Probe, Stage
 from hfagent.sdk.reading import BatchReader, Bound, ReadRequest, SchemaRequest, Statement
 from hfagent.sdk.sql import SQLBase
@@ -92,6 +94,7 @@ class MySQL(SQLBase[MySQLFamilyConfig]):
     dialect = "mysql"
     Config: ClassVar[type[MySQLFamilyConfig]] = MySQLConfig
     quote_character = "`"
+    doubles_percent = False  # `_mysql_bind` leaves quoted names alone
     product: ClassVar[str] = "MySQL"
     """The server this type is made for."""
 
@@ -306,6 +309,40 @@ class MySQL(SQLBase[MySQLFamilyConfig]):
             map_error=lambda error: self._denied(error, connection, self.qualified(stream.namespace, stream.name)),
         )  # fmt: skip
 
+    def watermark_facts(
+        self,
+        connection: Session,
+        stream: Stream,
+        column: str,
+        *,
+        lookback: int | None = None,
+        cancel: CancelToken,
+        deadline: Deadline,
+    ) -> WatermarkFacts:
+        """Two statements; only `deadline` limits them, because a column without an index takes a pass over the table."""
+        from hfagent.connectors._mysql_checks import variables
+        from hfagent.connectors._mysql_types import ValueOptions
+        from hfagent.connectors._mysql_watermark import look
+
+        self.require_namespace(stream.namespace)
+        table = self.qualified(stream.namespace, stream.name)
+
+        def rows(sql: str) -> list[tuple[Any, ...]]:
+            reader = self._result(
+                connection, self.unlimited(sql, connection), (), Statement(sql, cancel=cancel, deadline=deadline), deadline,
+                trusted=True, options=ValueOptions("null", False),
+                map_error=lambda error: self._denied(error, connection, table),
+            )  # fmt: skip
+            with reader:
+                return [row for batch in reader for row in zip(*(c.to_pylist() for c in batch.columns), strict=True)]
+
+        cancel.raise_if_cancelled()
+        try:
+            facts = variables(connection, deadline.bounded(_CHECK_S))
+        except Exception as exc:
+            raise self.map_error(exc) from exc
+        return look(rows, facts, stream, column, table=table, quoted=self.quote(column), lookback=lookback)
+
     def unlimited(self, sql: str, session: Session) -> str:
         """A generated SELECT, freed from the session's time limit."""
         if session.is_mariadb:
@@ -329,7 +366,9 @@ class MySQL(SQLBase[MySQLFamilyConfig]):
             return placeholder
         kind = column.type.kind
         if kind == "decimal":
-            return f"CAST({placeholder} AS DECIMAL({min(column.type.precision or 65, 65)}, {column.type.scale or 0}))"
+            from hfagent.connectors._mysql_watermark import decimal_cast
+
+            return f"CAST({placeholder} AS {decimal_cast(column)})"
         if kind.startswith("uint"):
             return f"CAST({placeholder} AS UNSIGNED)"
         if kind.startswith("int") and kind != "interval":

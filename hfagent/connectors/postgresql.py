@@ -2,7 +2,8 @@
 
 The parts: `_postgres_config` (form), `_postgres_dial` (connecting), `_postgres_session` (asking, interrupting),
 `_postgres_copy` (rows), `_postgres_types` and `_postgres_values` (types), `_postgres_catalogue` (discovery),
-`_postgres_checks` (test stages), `_postgres_errors` (what went wrong). This module puts them behind the connector's verbs.
+`_postgres_watermark` (incremental reads), `_postgres_checks` (test stages), `_postgres_errors` (what went wrong). This
+module puts them behind the connector's verbs.
 
 Every statement runs inside `BEGIN … READ ONLY` and ends with ROLLBACK: the server refuses writes, a schema cannot change
 between the description of a result and its rows, and a setting changed by a function call is undone.
@@ -12,11 +13,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from hfagent.connectors import _postgres_checks as checks
+from hfagent.connectors import _postgres_watermark as watermark
 from hfagent.connectors._postgres_catalogue import Catalogue, load_types, owned_namespaces, type_facts
 from hfagent.connectors._postgres_config import PostgresConfig
 from hfagent.connectors._postgres_copy import BLOCK_BYTES, CopyStream, failure, text_batch
@@ -24,6 +26,7 @@ from hfagent.connectors._postgres_dial import open_session, session_settings
 from hfagent.connectors._postgres_errors import statement_error
 from hfagent.connectors._postgres_session import Limits, Session, facts_of
 from hfagent.connectors._postgres_types import canonical, is_foreign, native_name
+from hfagent.foundation.cancellation import CancelToken
 from hfagent.foundation.clock import Deadline
 from hfagent.foundation.errors import AgentError, SourceError
 from hfagent.model.data_type import DataType
@@ -31,8 +34,9 @@ from hfagent.model.query import QueryPlan
 from hfagent.model.stream import Column, Stream
 from hfagent.sdk.arrow import arrow_schema
 from hfagent.sdk.driver import Driver
+from hfagent.sdk.incremental import WatermarkFacts
 from hfagent.sdk.probe import Probe, Stage
-from hfagent.sdk.reading import BatchReader, ReadRequest, SchemaRequest, Statement
+from hfagent.sdk.reading import BatchReader, Bound, ReadRequest, SchemaRequest, Statement
 from hfagent.sdk.sql import SQLBase
 
 if TYPE_CHECKING:
@@ -42,6 +46,10 @@ __all__ = ["PostgreSQL"]
 
 _CONSISTENT = b"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _STATEMENT = b"BEGIN ISOLATION LEVEL READ COMMITTED READ ONLY"
+_NOTATION = (
+    b"SELECT pg_catalog.set_config('TimeZone', 'UTC', true), pg_catalog.set_config('DateStyle', 'ISO, YMD', true)"
+)
+"""Texts of times are exact and mean the same in every run, whatever the session was set to."""
 
 _NO_COPY = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(SHOW|EXPLAIN)\b", re.IGNORECASE | re.DOTALL)
 
@@ -120,13 +128,65 @@ class PostgreSQL(SQLBase[PostgresConfig]):
                 block_bytes=request.batch_bytes,
             )
         except AgentError as error:
-            if error.code == "permission.denied":
-                user = facts_of(self.config)["user"]
-                grant = f"GRANT SELECT ON {self.qualified(stream.namespace, stream.name)} TO {user};"
-                if stream.namespace is not None and "SCHEMA" in (error.hint or ""):
-                    grant = f"GRANT USAGE ON SCHEMA {self.quote(stream.namespace)} TO {user}; {grant}"
-                error.hint = grant
+            self._name_the_grant(error, stream)
             raise
+
+    def _name_the_grant(self, error: AgentError, stream: Stream) -> None:
+        """Where reading the stream is not allowed, the hint becomes the statement that allows it."""
+        if error.code == "permission.denied":
+            user = facts_of(self.config)["user"]
+            grant = f"GRANT SELECT ON {self.qualified(stream.namespace, stream.name)} TO {user};"
+            if stream.namespace is not None and "SCHEMA" in (error.hint or ""):
+                grant = f"GRANT USAGE ON SCHEMA {self.quote(stream.namespace)} TO {user}; {grant}"
+            error.hint = grant
+
+    def watermark_facts(
+        self,
+        connection: Session,
+        stream: Stream,
+        column: str,
+        *,
+        lookback: int | None = None,
+        cancel: CancelToken,
+        deadline: Deadline,
+    ) -> WatermarkFacts:
+        """One round trip; only `deadline` limits it, because a column without an index takes a pass over the table."""
+        self.require_namespace(stream.namespace)
+        limits = Limits(deadline, cancel)
+        limits.check()
+        if not connection.idle:
+            raise SourceError("the connection is not usable any more", code="net.reset", hint="try again")
+        try:
+            return watermark.look(
+                connection,
+                stream,
+                column,
+                table=self.qualified(stream.namespace, stream.name),
+                quoted=self.quote(column),
+                lookback=lookback,
+                begin=[_STATEMENT, *self._local_settings(limits, None), _NOTATION],
+                limits=limits,
+            )
+        except AgentError as error:
+            self._name_the_grant(error, stream)
+            raise
+        except Exception as exc:
+            raise failure(connection, limits, exc) from exc
+
+    def cast_bound(self, column: Column | None, placeholder: str) -> str:
+        type_ = watermark.cast_of(column)
+        return f"CAST({placeholder} AS {type_})" if type_ else placeholder
+
+    def _condition(self, bound: Bound, known: dict[str, Any], params: list[Any], literal: Callable[[str], str]) -> str:
+        """Text is compared by its bytes: the order of a language changes with the server's libraries."""
+        condition = super()._condition(bound, known, params, literal)
+        column = known.get(bound.column)
+        if watermark.is_text(column) and bound.operator in ("<", "<=", ">", ">="):
+            return f'{condition} COLLATE "C"'
+        return condition
+
+    def sort_key(self, column: Column | None, name: str) -> str:
+        return f'{self.quote(name)} COLLATE "C"' if watermark.is_text(column) else self.quote(name)
 
     def explain(self, connection: Session, statement: Statement) -> QueryPlan:
         from hfagent.sdk.guard import check_statement

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+from hfagent.foundation.cancellation import CancelToken
 from hfagent.foundation.clock import Deadline
 from hfagent.foundation.errors import AgentError, UserError
 from hfagent.model.connector import Category
@@ -22,6 +23,7 @@ from hfagent.model.query import QueryPlan
 from hfagent.model.stream import Stream
 from hfagent.sdk.config import ConnectorConfig
 from hfagent.sdk.driver import Driver
+from hfagent.sdk.incremental import WatermarkFacts
 from hfagent.sdk.probe import Probe
 from hfagent.sdk.reading import BatchReader, ReadRequest, SchemaRequest, Statement
 
@@ -176,6 +178,24 @@ class Incremental:
     """Streams can be read between two watermark values."""
 
     capability: ClassVar[str] = "incremental"
+
+    @abstractmethod
+    def watermark_facts(
+        self,
+        connection: Any,
+        stream: Stream,
+        column: str,
+        *,
+        lookback: int | None = None,
+        cancel: CancelToken,
+        deadline: Deadline,
+    ) -> WatermarkFacts:
+        """Look at a watermark column before a read: its highest value, and where the next window begins.
+
+        `lookback` is in seconds for times, in days for dates, in units for numbers; None: the defaults (600, 1, 10 000).
+        Raises `NotFound` (`column.not_found`) and `UserError` (`incremental.no_watermark`) for a type without a reliable order.
+        """
+        raise NotImplementedError
 
 
 _CAPABILITIES: tuple[Any, ...] = (Queryable, Explainable, Cancellable, Incremental)

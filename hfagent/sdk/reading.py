@@ -50,6 +50,8 @@ class ReadRequest:
     """Empty = all visible columns of the stream, named explicitly."""
     bounds: tuple[Bound, ...] = ()
     """Joined with AND."""
+    nulls_of: str | None = None
+    """A column whose bounds also let rows pass that have no value in it (a watermark's window with its NULLs)."""
     order_by: tuple[str, ...] = ()
     limit: int | None = None
     batch_bytes: int = TARGET_BATCH_BYTES

@@ -15,12 +15,16 @@ import statistics
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
+from decimal import Decimal
 from typing import Any, ClassVar, TypeVar
 
+from hfagent.foundation.cancellation import CancelToken
+from hfagent.foundation.clock import Deadline
 from hfagent.foundation.errors import AgentError, NotFound, UserError
 from hfagent.model.stream import Stream
 from hfagent.sdk.config import ConnectorConfig
 from hfagent.sdk.connector import BaseConnector, Cancellable, Explainable, Incremental, Queryable
+from hfagent.sdk.incremental import WatermarkFacts
 from hfagent.sdk.probe import Probe, ProbeFailed, Stage
 from hfagent.sdk.reading import BatchReader, Bound, ReadRequest, SchemaRequest, Statement
 
@@ -56,6 +60,8 @@ class SQLBase(BaseConnector[SqlConfigT], Queryable, Explainable, Cancellable, In
     """Whether the session set up by `connect` makes the server refuse writes."""
     quote_character: ClassVar[str] = '"'
     placeholder: ClassVar[str] = "%s"
+    doubles_percent: ClassVar[bool] = True
+    """Whether a % in a quoted name must be written twice in a statement with bound values."""
 
     # --- what differs between systems ---
 
@@ -143,18 +149,21 @@ class SQLBase(BaseConnector[SqlConfigT], Queryable, Explainable, Cancellable, In
         if not names:
             raise UserError(f"{stream.id} has no columns to read", code="column.not_found")
         used = {*names, *(bound.column for bound in request.bounds), *request.order_by}
+        used |= {request.nulls_of} if request.nulls_of is not None else set()
         if stream.columns and (missing := sorted(used - known.keys())):
             raise NotFound(f"{stream.id} has no column {missing[0]!r}", code="column.not_found")
         params: list[Any] = []
         # With bound values the driver looks for placeholders in the whole text: a % in a name must not be taken for one.
         binds = any(not bound.operator.startswith("is ") for bound in request.bounds)
-        literal: Callable[[str], str] = _double_percent if binds and "%" in self.placeholder else str
+        literal: Callable[[str], str] = (
+            _double_percent if binds and self.doubles_percent and "%" in self.placeholder else str
+        )
         sql = literal(f"SELECT {', '.join(self.projection(known.get(n), n) for n in names)}")
         sql += literal(f" FROM {self.qualified(stream.namespace, stream.name)}")
-        if request.bounds:
-            sql += " WHERE " + " AND ".join(self._condition(bound, known, params, literal) for bound in request.bounds)
+        if conditions := self._conditions(request, known, params, literal):
+            sql += " WHERE " + " AND ".join(conditions)
         if request.order_by:
-            sql += literal(" ORDER BY " + ", ".join(self.quote(name) for name in request.order_by))
+            sql += literal(" ORDER BY " + ", ".join(self.sort_key(known.get(n), n) for n in request.order_by))
         if request.limit is not None:
             sql += f" LIMIT {int(request.limit)}"
         return sql, tuple(params)
@@ -163,15 +172,50 @@ class SQLBase(BaseConnector[SqlConfigT], Queryable, Explainable, Cancellable, In
         """How a column is named in a generated SELECT; subclasses convert types the driver cannot carry."""
         return self.quote(name)
 
+    def watermark_facts(
+        self,
+        connection: Any,
+        stream: Stream,
+        column: str,
+        *,
+        lookback: int | None = None,
+        cancel: CancelToken,
+        deadline: Deadline,
+    ) -> WatermarkFacts:
+        """Not every system can tell; a connector that can overrides this."""
+        raise UserError(
+            f"{self.title} streams cannot be read incrementally", code="unsupported", hint="read the stream in full"
+        )
+
+    def sort_key(self, column: Any, name: str) -> str:
+        """How a read is ordered by a column: in the order in which its bounds compare."""
+        return self.quote(name)
+
     def cast_bound(self, column: Any, placeholder: str) -> str:
-        """How a bound value is compared: with the exact type of its column, so that no precision is lost (§0.7)."""
+        """How a bound value is compared: with the exact type of its column, so that no precision is lost (§0.7).
+
+        Not asked for floats and decimals: they bring their type along, and a cast to a whole number would round them.
+        """
         return placeholder
+
+    def _conditions(
+        self, request: ReadRequest, known: dict[str, Any], params: list[Any], literal: Callable[[str], str]
+    ) -> list[str]:
+        window = [bound for bound in request.bounds if bound.column == request.nulls_of]
+        others = [bound for bound in request.bounds if bound.column != request.nulls_of]
+        conditions = [self._condition(bound, known, params, literal) for bound in others]
+        if window:
+            inside = " AND ".join(self._condition(bound, known, params, literal) for bound in window)
+            conditions.append(f"(({inside}) OR {literal(self.quote(window[0].column))} IS NULL)")
+        return conditions
 
     def _condition(self, bound: Bound, known: dict[str, Any], params: list[Any], literal: Callable[[str], str]) -> str:
         name = literal(self.quote(bound.column))
         if bound.operator in ("is null", "is not null"):
             return f"{name} {bound.operator.upper()}"
         params.append(bound.value)
+        if isinstance(bound.value, float | Decimal):
+            return f"{name} {bound.operator} {self.placeholder}"
         return f"{name} {bound.operator} {self.cast_bound(known.get(bound.column), self.placeholder)}"
 
     # --- output_schemas ---
