@@ -78,10 +78,9 @@ def merge(
     superseded = delivered - change.num_rows
     hits, same, updated, skipped = _plan(table, change, keys, compare)
     if len(same):
-        import pyarrow as pa
         import pyarrow.compute as pc
 
-        rows = pa.array(range(change.num_rows), pa.int64())
+        rows = _numbers(0, change.num_rows)
         change = change.filter(pc.invert(pc.is_in(rows, value_set=same)))
     if not change.num_rows:
         return None
@@ -117,9 +116,8 @@ def _refuse_null_keys(change: pa.Table, keys: Sequence[str]) -> None:
 
 def _last_of_each(change: pa.Table, keys: Sequence[str]) -> pa.Table:
     """The last row of every key, in the order of delivery."""
-    import pyarrow as pa
 
-    numbered = change.select(list(keys)).append_column(_ROW, pa.array(range(change.num_rows), pa.int64()))
+    numbered = change.select(list(keys)).append_column(_ROW, _numbers(0, change.num_rows))
     last = numbered.group_by(list(keys)).aggregate([(_ROW, "max")]).column(f"{_ROW}_max")
     if len(last) == change.num_rows:
         return change
@@ -132,7 +130,7 @@ def _plan(
     """The files to rewrite; the change's rows that are there already; how many are updates; how many files are ruled out."""
     import pyarrow as pa
 
-    wanted = change.select(list(keys)).append_column(_ROW, pa.array(range(change.num_rows), pa.int64()))
+    wanted = change.select(list(keys)).append_column(_ROW, _numbers(0, change.num_rows))
     bounded = {key: change.column(key) for key in keys if _bounded(change.schema.field(key).type)}
     hits: list[_Hit] = []
     same: list[pa.Array] = []
@@ -162,7 +160,7 @@ def _places(
         start = 0
         for group in range(file.num_row_groups):
             held = file.read_row_group(group, columns=list(keys))
-            held = held.append_column(_FILE_ROW, pa.array(range(held.num_rows), pa.int64()))
+            held = held.append_column(_FILE_ROW, _numbers(0, held.num_rows))
             pairs = held.join(wanted, keys=list(keys), join_type="inner")
             rows, places = pairs.column(_ROW).combine_chunks(), pairs.column(_FILE_ROW).combine_chunks()
             if len(rows) and len(present) == len(compare) and compare:
@@ -196,7 +194,6 @@ def _equal_rows(left: pa.Table, right: pa.Table, names: Sequence[str]) -> pa.Arr
 
 def _without(path: Path, rows: pa.Array, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """The rows of a file but for those at the given places, in the table's present schema, one row group at a time."""
-    import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
@@ -204,7 +201,7 @@ def _without(path: Path, rows: pa.Array, schema: pa.Schema) -> Iterator[pa.Recor
         start = 0
         for group in range(file.num_row_groups):
             part = file.read_row_group(group)
-            places = pa.array(range(start, start + part.num_rows), pa.int64())
+            places = _numbers(start, start + part.num_rows)
             start += part.num_rows
             yield from fitted(part.filter(pc.invert(pc.is_in(places, value_set=rows))), schema).to_batches()
 
@@ -221,6 +218,13 @@ def fitted(part: pa.Table, schema: pa.Schema) -> pa.Table:
         ],
         schema=schema,
     )
+
+
+def _numbers(start: int, end: int) -> pa.Array:
+    import numpy as np
+    import pyarrow as pa
+
+    return pa.array(np.arange(start, end, dtype=np.int64))
 
 
 def _bounded(type_: pa.DataType) -> bool:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DataFile", "Stage"]
 
-TARGET_BYTES: Final = 128 * 1024 * 1024
-GROUP_BYTES: Final = 64 * 1024 * 1024
+TARGET_BYTES: Final = 32 * 1024 * 1024
+GROUP_BYTES: Final = 32 * 1024 * 1024
 """Arrow bytes that are gathered into one row group: what a stage holds in memory."""
 _STATISTIC_CHARS: Final = 64
 """Longer texts get no bounds in the log: a cut one would have to be rounded up."""

@@ -21,7 +21,7 @@ from hfagent.sdk.secret import is_reference
 from hfagent.services.connections import Connections
 from hfagent.services.context import CallContext
 from hfagent.services.credentials import Credentials, Merged
-from hfagent.services.cron import check_cron
+from hfagent.services.cron import CronSchedule
 from hfagent.services.policy import Policy
 from hfagent.services.workers import Lane, Workers
 from hfagent.store.checks import LastCheck
@@ -441,7 +441,7 @@ class Connectors:
             return
         if not cls.is_queryable:
             raise UserError(f"{cls.title} connectors have no streams to sync", code="connector.not_queryable")
-        check_cron(cron, self._clock.now())
+        CronSchedule.parse(cron)
 
     def _put_schedule(
         self, record: ConnectorRecord, cron: str | None, mode: Literal["incremental", "full"] | None

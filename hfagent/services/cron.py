@@ -29,13 +29,11 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from hfagent.foundation.errors import ConfigError
 from hfagent.services.cron_fires import FIRST_YEAR, LAST_WEEK, LAST_YEAR, Calendar, Stretch, stretches
 
-__all__ = ["CronSchedule", "check_cron", "jitter_seconds"]
+__all__ = ["CronSchedule", "jitter_seconds"]
 
 _FIELDS: Final = re.compile(r"\s*\S+(\s+\S+){4}\s*")
 _RANDOM: Final = re.compile(r"(^|[\s,])[rh](\W|$)", re.IGNORECASE)
 _LONGEST: Final = 200
-_YEARS: Final = 8
-"""The longest gap of a sound expression: 29 February around a century that is no leap year."""
 
 _FIELD_NAMES: Final = ("minute", "hour", "day of month", "month", "day of week")
 _RANGES: Final = (range(60), range(24), range(1, 32), range(1, 13), range(7))
@@ -54,23 +52,6 @@ _STEADY: Final = datetime(2038, 1, 1, tzinfo=UTC)
 """Beyond the tables of nearly all zones, where one rule holds for every year."""
 _LONGEST_WAIT: Final = timedelta(days=366 * 41)
 """29 February on one weekday: every 28 years, 40 around a century that is no leap year."""
-
-
-def check_cron(expression: str, now: datetime) -> None:
-    """Raise `ConfigError` for anything but a five-field cron expression that fires at some time after `now`."""
-    from croniter import CroniterBadCronError, CroniterBadDateError, croniter
-
-    try:
-        if len(expression) > _LONGEST or not _FIELDS.fullmatch(expression):
-            raise ValueError("expected five fields: minute, hour, day of month, month, day of week")
-        if _RANDOM.search(expression):
-            raise ValueError("R is not a value: the time must be the same at every look")
-        croniter(expression, now, max_years_between_matches=_YEARS).get_next()
-    except CroniterBadDateError as exc:
-        raise _unusable(expression, "it never fires") from exc
-    except (CroniterBadCronError, ValueError, KeyError, IndexError, TypeError) as exc:
-        reason = str(exc).removeprefix(f"[{expression}]").strip().removeprefix("is ") or "not understood"
-        raise _unusable(expression, reason) from exc
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,6 +89,7 @@ def main() -> None:
                     if done.returncode:
                         sys.exit(f"{way} failed:\n{done.stderr[-2000:]}")
                     found = json.loads(done.stdout.splitlines()[-1])
+                    print(done.stderr.strip()[-400:], file=sys.stderr)
                 if way not in best or found["seconds"] < best[way]["seconds"]:
                     best[way] = found
                 print(f"{way}: {found}", file=sys.stderr)
@@ -146,7 +147,7 @@ def _ours(target: dict[str, Any], mode: str) -> int:
     import dataclasses
 
     state.write_text(f"{json.dumps(dataclasses.asdict(done.position))}|{done.version}|{done.position.sequence}")
-    print(done.stages, done.rows_written, done.rows_merged, done.files_rewritten, file=sys.stderr)
+    print(done.stages, done.bytes_written, done.rows_written, done.rows_merged, done.files_rewritten, file=sys.stderr)
     return done.rows_read
 
 

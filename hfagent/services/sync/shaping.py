@@ -93,6 +93,7 @@ class Shaper:
 
     def shape(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """Return the rows as they are delivered. Raises `AgentError` (`schema.type_conflict`) when one does not fit."""
+        import numpy as np
         import pyarrow as pa
 
         rows = batch.num_rows
@@ -100,7 +101,7 @@ class Shaper:
         arrays += [
             pa.repeat(pa.scalar(self._run_id), rows),
             pa.repeat(pa.scalar(self._now, pa.timestamp("us", "UTC")), rows),
-            pa.array(range(self._sequence + 1, self._sequence + rows + 1), pa.int64()),
+            pa.array(np.arange(self._sequence + 1, self._sequence + rows + 1, dtype=np.int64)),
         ]
         self._sequence += rows
         return pa.record_batch(arrays, schema=self.schema)
