@@ -83,7 +83,7 @@ def test_what_is_sealed_opens(plaintext: bytes) -> None:
     assert open_sealed(KEY, HERE, blob) == plaintext
     assert key_id_of(blob) == KEY_ID
     assert len(blob) == 98 + len(plaintext) + 16
-    assert plaintext == b"" or plaintext not in blob
+    assert len(plaintext) < 8 or plaintext not in blob  # a short text turns up among random bytes by chance
 
 
 def test_too_long_a_text_is_refused() -> None:
