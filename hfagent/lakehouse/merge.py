@@ -84,15 +84,11 @@ def merge(
         change = change.filter(pc.invert(pc.is_in(rows, value_set=same)))
     if not change.num_rows:
         return None
-    stage = table.stage(**sizes)
-    try:
+    with table.staging(**sizes) as stage:
         for hit in hits:
             stage.write_all(_without(table.directory / hit.file.name, hit.rows, table.schema))
         stage.write_all(change.to_batches())
         committed = table.change(stage.finish(), [hit.file for hit in hits], commit)
-    except BaseException:
-        stage.discard()
-        raise
     return Merged(
         committed,
         inserted=change.num_rows - updated,

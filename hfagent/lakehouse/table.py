@@ -20,7 +20,8 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -159,6 +160,19 @@ class LakeTable:
     def stage(self, **sizes: int) -> Stage:
         """Begin data files in the table's present schema. `sizes`: see `Stage`."""
         return Stage(self.directory, self.schema, **sizes)
+
+    @contextmanager
+    def staging(self, schema: pa.Schema | None = None, **sizes: int) -> Iterator[Stage]:
+        """A stage for one change, committed within the block. When the block fails, its files go, unless a commit names them:
+        what failed may have been the sync after it."""
+        stage = Stage(self.directory, self.schema if schema is None else schema, **sizes)
+        opened = self.version
+        try:
+            yield stage
+        except BaseException:
+            if not self._named(stage, since=opened):
+                stage.discard()
+            raise
 
     def append(self, files: Iterable[DataFile], commit: Commit) -> Committed:
         """Add finished files. Raises `AgentError` (`lakehouse.conflict`, `agent.disk_full`)."""
@@ -299,6 +313,17 @@ class LakeTable:
         sync_file(commit_file(self.directory, self.version))
         sync_directory(self.directory / LOG)
         sync_directory(self.directory)
+
+    def _named(self, stage: Stage, *, since: int) -> bool:
+        """Whether a commit after the version `since` names a file of the stage."""
+        path = commit_file(self.directory, since + 1)
+        while path.exists():
+            content = path.read_bytes()
+            if any(file.name.encode() in content for file in stage.files):
+                return True
+            since += 1
+            path = commit_file(self.directory, since + 1)
+        return False
 
     def _replayed(self, wanted: int, held: int) -> Committed:
         last = self.last_commit()

@@ -82,8 +82,9 @@ class Dataset(Value):
     masks: dict[str, Mask] = Field(default_factory=dict, description="Masks by column name.")
     schema_policy: SchemaPolicy = Field(
         "evolve_add",
-        description="When the source's columns change: take new ones (`evolve_add`), also wider types (`evolve`), keep "
-        "the columns and refuse (`freeze`), keep them and drop the others (`discard_column`), or `pause`.",
+        description="When the source's columns change: take new and wider ones (`evolve_add`), any change that loses "
+        "nothing (`evolve`), keep the columns and refuse (`freeze`), keep them and drop the others (`discard_column`), or "
+        "`pause`.",
     )
     deletes: Deletes = Field("ignore", description="`soft_column`: rows gone from the source are marked, not removed.")
     max_shrink_ratio: float = Field(

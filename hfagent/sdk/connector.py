@@ -179,7 +179,6 @@ class Incremental:
 
     capability: ClassVar[str] = "incremental"
 
-    @abstractmethod
     def watermark_facts(
         self,
         connection: Any,
@@ -193,9 +192,12 @@ class Incremental:
         """Look at a watermark column before a read: its highest value, and where the next window begins.
 
         `lookback` is in seconds for times, in days for dates, in units for numbers; None: the defaults (600, 1, 10 000).
-        Raises `NotFound` (`column.not_found`) and `UserError` (`incremental.no_watermark`) for a type without a reliable order.
+        Raises `NotFound` (`column.not_found`) and `UserError` (`incremental.no_watermark`) for a type without a reliable order,
+        `UserError` (`unsupported`) where a system cannot tell, which is the default.
         """
-        raise NotImplementedError
+        raise UserError(
+            "this connector's streams cannot be read by a watermark", code="unsupported", hint="read them in full"
+        )
 
 
 _CAPABILITIES: tuple[Any, ...] = (Queryable, Explainable, Cancellable, Incremental)

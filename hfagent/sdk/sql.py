@@ -18,13 +18,10 @@ from collections.abc import Callable, Iterable
 from decimal import Decimal
 from typing import Any, ClassVar, TypeVar
 
-from hfagent.foundation.cancellation import CancelToken
-from hfagent.foundation.clock import Deadline
 from hfagent.foundation.errors import AgentError, NotFound, UserError
 from hfagent.model.stream import Stream
 from hfagent.sdk.config import ConnectorConfig
 from hfagent.sdk.connector import BaseConnector, Cancellable, Explainable, Incremental, Queryable
-from hfagent.sdk.incremental import WatermarkFacts
 from hfagent.sdk.probe import Probe, ProbeFailed, Stage
 from hfagent.sdk.reading import BatchReader, Bound, ReadRequest, SchemaRequest, Statement
 
@@ -171,21 +168,6 @@ class SQLBase(BaseConnector[SqlConfigT], Queryable, Explainable, Cancellable, In
     def projection(self, column: Any, name: str) -> str:
         """How a column is named in a generated SELECT; subclasses convert types the driver cannot carry."""
         return self.quote(name)
-
-    def watermark_facts(
-        self,
-        connection: Any,
-        stream: Stream,
-        column: str,
-        *,
-        lookback: int | None = None,
-        cancel: CancelToken,
-        deadline: Deadline,
-    ) -> WatermarkFacts:
-        """Not every system can tell; a connector that can overrides this."""
-        raise UserError(
-            f"{self.title} streams cannot be read incrementally", code="unsupported", hint="read the stream in full"
-        )
 
     def sort_key(self, column: Any, name: str) -> str:
         """How a read is ordered by a column: in the order in which its bounds compare."""

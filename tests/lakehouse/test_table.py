@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from hfagent.foundation.errors import AgentError, InternalError
 from hfagent.lakehouse.maintenance import vacuum
+from hfagent.lakehouse.merge import merge
 from hfagent.lakehouse.stage import Stage
 from hfagent.lakehouse.table import Commit, LakeTable
 
@@ -300,3 +301,36 @@ def test_special_values_survive(directory: Path) -> None:
     found = deltalake.DeltaTable(str(directory)).to_pyarrow_table()
     assert str(found["number"].to_pylist()[0]) == "nan"
     assert found.drop_columns("number").equals(data.drop_columns("number"))
+
+
+@pytest.mark.parametrize("change", ["append", "merge"])
+def test_a_commit_whose_sync_failed_keeps_its_files(
+    directory: Path, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log names them already: removing them would leave readers with a table that cannot be read."""
+    with LakeTable.open(directory, SCHEMA, app_id=APP) as table:
+        put(table, rows(1), 1)
+
+        def fail(path: Path) -> None:
+            raise OSError(5, "Input/output error", str(path))
+
+        with monkeypatch.context() as broken:
+            broken.setattr("hfagent.lakehouse.table.sync_file", fail)
+            with pytest.raises(AgentError) as caught:
+                if change == "merge":
+                    merge(table, rows(2), Commit(2), keys=["id"])
+                else:
+                    with table.staging() as stage:
+                        table.append(stage.write_all(rows(2).to_batches()).finish(), Commit(2))
+        assert caught.value.code == "internal.store"
+        assert read(directory) == Counter([1, 2])
+    with LakeTable.open(directory, SCHEMA, app_id=APP, durable=1) as table:
+        assert (table.sequence, table.recovery.set_aside) == (2, ())
+
+
+def test_a_change_that_was_refused_leaves_no_files(directory: Path) -> None:
+    with LakeTable.open(directory, SCHEMA, app_id=APP) as table:
+        with pytest.raises(RuntimeError), table.staging() as stage:
+            stage.write_all(rows(2).to_batches()).finish()
+            raise RuntimeError("the source failed")
+        assert not list(directory.glob("*.parquet"))

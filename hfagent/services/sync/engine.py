@@ -23,33 +23,23 @@ from hfagent.foundation.clock import Deadline
 from hfagent.foundation.errors import AgentError, UserError
 from hfagent.lakehouse.merge import merge
 from hfagent.lakehouse.table import Commit, Committed, LakeTable
+from hfagent.model.dataset import OnNull
 from hfagent.model.stream import Stream
 from hfagent.sdk.connector import BaseConnector, Incremental
 from hfagent.sdk.reading import Bound, ReadRequest
 from hfagent.services.sync.digest import row_digests
 from hfagent.services.sync.shaping import Shape, Shaper
 from hfagent.services.sync.window import NoChange, SyncPosition, Window, plan_window
+from hfagent.store.sync_states import SyncIntent
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Intent", "SyncJob", "SyncOutcome", "run"]
+__all__ = ["SyncJob", "SyncOutcome", "run"]
 
 _log = logging.getLogger(__name__)
 WATERMARK: Final = "watermark"
 RUN: Final = "run"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Intent:
-    """The frozen bounds of one sequence. Same sequence, same rows."""
-
-    sequence: int
-    mode: Literal["full", "incremental"]
-    lo: str | None = None
-    hi: str | None = None
-    next_lo: str | None = None
-    include_nulls: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +55,7 @@ class SyncJob:
     primary_key: tuple[str, ...] = ()
     lookback: int | None = None
     """Seconds for times, counts for numbers; None = the connector's default."""
-    on_null: str | None = None
+    on_null: OnNull | None = None
     shape: Shape = field(default_factory=Shape)
     position: SyncPosition = field(default_factory=SyncPosition)
     durable: int | None = None
@@ -106,7 +96,7 @@ def run(
     connector: BaseConnector[Any],
     connection: Any,
     *,
-    remember: Callable[[Intent], Intent],
+    remember: Callable[[SyncIntent], SyncIntent],
     progress: Progress = lambda _rows, _bytes: None,
 ) -> SyncOutcome:
     """Run the job and return what it did; the table is durable then.
@@ -123,7 +113,7 @@ class _Run:
         job: SyncJob,
         connector: BaseConnector[Any],
         connection: Any,
-        remember: Callable[[Intent], Intent],
+        remember: Callable[[SyncIntent], SyncIntent],
         progress: Progress,
     ) -> None:
         self.job = job
@@ -157,11 +147,11 @@ class _Run:
 
     # --- what to read ---
 
-    def _plan(self) -> tuple[Intent, SyncPosition] | NoChange:
+    def _plan(self) -> tuple[SyncIntent, SyncPosition] | NoChange:
         job = self.job
         sequence = job.position.sequence + 1
         if job.mode == "full" and job.watermark_column is None:
-            intent = self.remember(Intent(sequence=sequence, mode="full"))
+            intent = self.remember(SyncIntent(sequence=sequence, mode="full"))
             return intent, replace(job.position, sequence=sequence)
         if job.watermark_column is None:
             raise UserError(
@@ -189,7 +179,7 @@ class _Run:
             window = Window(lo=None, hi=None, next_lo=None)
         self.warnings += window.warnings
         intent = self.remember(
-            Intent(
+            SyncIntent(
                 sequence=sequence, mode=job.mode, lo=window.lo, hi=window.hi, next_lo=window.next_lo,
                 include_nulls=window.include_nulls,
             )
@@ -202,13 +192,10 @@ class _Run:
 
     # --- the two modes ---
 
-    def _full(self, table: LakeTable, shaper: Shaper, intent: Intent, position: SyncPosition) -> SyncOutcome:
+    def _full(self, table: LakeTable, shaper: Shaper, intent: SyncIntent, position: SyncPosition) -> SyncOutcome:
         """Stage everything, verify, swap. Until the swap the old rows are what readers see."""
-        from hfagent.lakehouse.stage import Stage
-
         before = table.rows
-        stage = Stage(table.directory, shaper.schema)
-        try:
+        with table.staging(shaper.schema) as stage:
             for batch in self._rows(shaper, ()):
                 stage.write(batch)
             files = stage.finish()
@@ -220,13 +207,10 @@ class _Run:
                     hint="check the source; when it is right, run again with a smaller max_shrink_ratio",
                 )
             committed = table.replace(files, self._commit(intent), schema=shaper.schema)
-        except BaseException:
-            stage.discard()
-            raise
         self._stage("commit")
         return self._done(position, committed.version, rows_written=stage.rows, bytes_written=stage.bytes)
 
-    def _incremental(self, table: LakeTable, shaper: Shaper, intent: Intent, position: SyncPosition) -> SyncOutcome:
+    def _incremental(self, table: LakeTable, shaper: Shaper, intent: SyncIntent, position: SyncPosition) -> SyncOutcome:
         column = self.job.watermark_column or ""
         bounds: list[Bound] = []
         if intent.lo is not None:
@@ -252,14 +236,13 @@ class _Run:
         )  # fmt: skip
 
     def _append(
-        self, table: LakeTable, batches: Iterator[pa.RecordBatch], intent: Intent, position: SyncPosition
+        self, table: LakeTable, batches: Iterator[pa.RecordBatch], intent: SyncIntent, position: SyncPosition
     ) -> SyncOutcome:
         """Without a key: a row that was delivered before is known by its values. The table itself is the ledger of the boundary,
         so it cannot disagree with the rows."""
         names = list(self.read_columns)
         known = _held(table, names, self.job.watermark_column or "", intent.lo)
-        stage = table.stage()
-        try:
+        with table.staging() as stage:
             for batch in batches:
                 stage.write(_unknown(batch, names, known) if known else batch)
             files = stage.finish()
@@ -267,9 +250,6 @@ class _Run:
             if not files:
                 return self._unchanged(table, rows_unchanged=self.rows)
             committed: Committed = table.append(files, self._commit(intent))
-        except BaseException:
-            stage.discard()
-            raise
         self._stage("commit")
         return self._done(
             position, committed.version, rows_written=stage.rows, rows_unchanged=self.rows - stage.rows,
@@ -294,7 +274,7 @@ class _Run:
                 yield shaped
         self.warnings += reader.warnings
 
-    def _commit(self, intent: Intent) -> Commit:
+    def _commit(self, intent: SyncIntent) -> Commit:
         details = {RUN: self.job.run_id}
         if intent.next_lo is not None:
             details[WATERMARK] = intent.next_lo

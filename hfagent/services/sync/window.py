@@ -8,15 +8,13 @@ that were stamped early and committed late, and rows of equal value, are read ag
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from hfagent.foundation.errors import SourceError, UserError
+from hfagent.model.dataset import OnNull
 from hfagent.sdk.incremental import WatermarkFacts
 from hfagent.services.sync.watermark_order import compare_watermarks
 
-__all__ = ["NoChange", "OnNull", "SyncPosition", "Window", "plan_window"]
-
-OnNull = Literal["include_once", "always_include", "exclude", "error"]
+__all__ = ["NoChange", "SyncPosition", "Window", "plan_window"]
 
 _FEW_NULLS = 0.01
 """Up to this share of rows without a watermark they are read with every run, when a key keeps them from doubling."""
@@ -60,7 +58,7 @@ class NoChange:
 def plan_window(
     position: SyncPosition,
     facts: WatermarkFacts,
-    on_null: str | None = None,
+    on_null: OnNull | None = None,
     *,
     row_estimate: int | None = None,
     has_key: bool = False,
@@ -108,7 +106,7 @@ def _refuse_another_source(position: SyncPosition, facts: WatermarkFacts) -> Non
 
 
 def _nulls_wanted(
-    facts: WatermarkFacts, on_null: str | None, *, first: bool, row_estimate: int | None, has_key: bool
+    facts: WatermarkFacts, on_null: OnNull | None, *, first: bool, row_estimate: int | None, has_key: bool
 ) -> bool:
     if not facts.nulls or on_null == "exclude":
         return False

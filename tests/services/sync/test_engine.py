@@ -23,9 +23,10 @@ from hfagent.foundation.errors import AgentError
 from hfagent.lakehouse.table import LakeTable
 from hfagent.sdk.reading import SchemaRequest
 from hfagent.sdk.registry import Registry
-from hfagent.services.sync.engine import Intent, SyncJob, SyncOutcome, run
+from hfagent.services.sync.engine import SyncJob, SyncOutcome, run
 from hfagent.services.sync.shaping import Shape
 from hfagent.services.sync.window import SyncPosition
+from hfagent.store.sync_states import SyncIntent
 from tests.connectors.source import make
 from tests.fixtures.postgres import PostgresDatabase, PostgresServer
 
@@ -43,7 +44,7 @@ class World:
         self.database = database
         self.directory = directory / uuid4().hex
         self.position = SyncPosition()
-        self.intent: Intent | None = None
+        self.intent: SyncIntent | None = None
         self.durable: int | None = None
         self.settings: dict[str, Any] = {}
         server = database.server
@@ -71,7 +72,7 @@ class World:
         }  # fmt: skip
         return SyncJob(**(fields | self.settings | changes))
 
-    def remember(self, intent: Intent) -> Intent:
+    def remember(self, intent: SyncIntent) -> SyncIntent:
         if self.intent is None or self.intent.sequence != intent.sequence:
             self.intent = intent
         return self.intent
@@ -79,7 +80,7 @@ class World:
     def sync(self, mode: str = "incremental", *, crash: str = "", **changes: Any) -> SyncOutcome:
         """One run; with `crash`, the process dies at that step. What was recorded before stays."""
 
-        def remember(intent: Intent) -> Intent:
+        def remember(intent: SyncIntent) -> SyncIntent:
             kept = self.remember(intent)
             if crash == "bounds":
                 raise Crash
