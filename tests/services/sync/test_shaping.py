@@ -261,7 +261,7 @@ SCHEMA = pa.schema(
 def test_digests_are_equal_exactly_when_rows_are(rows: list[dict[str, Any]], cut: int) -> None:
     batch = pa.RecordBatch.from_pylist(rows, SCHEMA)
     found = row_digests(batch)
-    assert len(set(found)) == len({repr(row) for row in rows})
+    assert len(set(found)) == len({repr([row[name] for name in SCHEMA.names]) for row in rows})
     assert row_digests(batch.slice(0, cut)) + row_digests(batch.slice(cut)) == found
     assert row_digests(batch.select(["s", "l", "f", "n", "b", "a"])) == found
 
